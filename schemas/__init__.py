@@ -1,0 +1,1 @@
+"""The contract between stages: Arrow schemas and frozen dataclasses. No Beam, no I/O."""
