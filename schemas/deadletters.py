@@ -38,4 +38,6 @@ class DeadLetter:
         """One line of JSON without its newline."""
         record = dataclasses.asdict(self)
         record["payload"] = base64.b64encode(self.payload).decode("ascii")
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(
+            "utf-8", "backslashreplace"
+        )

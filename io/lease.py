@@ -1,0 +1,113 @@
+"""One job at a time on an output folder. It guards against a mistake; correctness never rests on it."""
+
+import dataclasses
+import json
+import os
+import socket
+import threading
+import time
+from types import TracebackType
+
+from beamrec.io.store import Store
+from beamrec.schemas.errors import UsageError
+
+__all__ = ["Lease"]
+
+_FOLDER = "_ledger/lease"
+_BEAT_SECONDS = 5.0
+_EXPIRY_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holder:
+    run: str
+    host: str
+    pid: int
+    process_started: str
+
+
+class Lease:
+    """Holds `_ledger/lease/<number>` while in the `with` block, renewed every five seconds.
+
+    A lease ends when it is released, when its process is gone (seen at once on the same machine), or
+    30 s after its last beat.
+
+    Raises:
+      UsageError: on entry, if another job holds the folder.
+    """
+
+    def __init__(self, store: Store, run: str) -> None:
+        self._store = store
+        self._me = _Holder(run, socket.gethostname(), os.getpid(), _process_started(os.getpid()))
+        self._number = -1
+        self._stopped = threading.Event()
+        self._beat = 0
+
+    def __enter__(self) -> "Lease":
+        number = self._free_number()
+        data = json.dumps(dataclasses.asdict(self._me)).encode()
+        if not self._store.create(f"{_FOLDER}/{number:08d}.json", data):
+            raise UsageError("another job took this output folder a moment ago; one job at a time can write")
+        self._number = number
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._store.create(f"{_FOLDER}/{self._number:08d}.released", b"")
+
+    def _free_number(self) -> int:
+        names = self._store.names(_FOLDER)
+        held = [name for name in names if name.endswith(".json")]
+        if not held:
+            return 0
+        number = int(held[-1][:8])
+        if f"{number:08d}.released" in names:
+            return number + 1
+        holder = _Holder(**json.loads(self._store.read(f"{_FOLDER}/{held[-1]}")))
+        if holder.host == socket.gethostname():
+            if _process_started(holder.pid) != holder.process_started:
+                return number + 1
+        elif self._silent_seconds(number, names) > _EXPIRY_SECONDS:
+            return number + 1
+        raise UsageError(
+            f"run {holder.run} (process {holder.pid} on {holder.host}) is writing to this output folder; "
+            "stop it first (Ctrl-C drains it), or give this job another --output"
+        )
+
+    def _silent_seconds(self, number: int, names: list[str]) -> float:
+        beats = [name for name in names if name.startswith(f"{number:08d}.")]
+        return min(self._store.age_seconds(f"{_FOLDER}/{name}") for name in beats)
+
+    def _renew(self) -> None:
+        # Beats are new objects too, so that a store without overwrite will do; the one before goes.
+        while not self._stopped.wait(_BEAT_SECONDS):
+            previous, self._beat = self._beat, self._beat + 1
+            self._store.create(f"{_FOLDER}/{self._number:08d}.beat{self._beat}", str(time.time()).encode())
+            self._store.discard(f"{_FOLDER}/{self._number:08d}.beat{previous}")
+
+
+def _process_started(pid: int) -> str:
+    """Tells a process from a later one with the same id; empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except OSError:
+        return _alive_elsewhere(pid)
+
+
+def _alive_elsewhere(pid: int) -> str:
+    """Without /proc: only whether the process is alive."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"

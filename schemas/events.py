@@ -1,0 +1,105 @@
+"""The contract of the streaming side: raw events, parsed events, recommendations and outcomes.
+
+A *position* is where an event ends in its source, `after` where it begins: the half-open interval
+(`after`, `position`] of bytes, offsets or sequence numbers. The intervals of one source tile it, so a
+gap or an overlap in the ledger shows without reading the source again. A source is named
+`system:name`, for a file `file:path/below/the/folder`.
+"""
+
+import enum
+
+import pyarrow as pa
+
+from beamrec.schemas.shop import Shop, Table
+
+__all__ = [
+    "EVENT_ID",
+    "OUTCOMES",
+    "RAW_EVENTS",
+    "RELEASE_CHECKSUM",
+    "RELEASE_ID",
+    "RELEASE_URI",
+    "RESERVED_FIELDS",
+    "TIMESTAMP",
+    "Fate",
+    "event_schema",
+    "key_type",
+]
+
+TIMESTAMP = pa.timestamp("us", "UTC")
+
+# Schema metadata that stamps a batch with its release (DESIGN 7).
+RELEASE_ID, RELEASE_URI, RELEASE_CHECKSUM = b"release", b"release_uri", b"release_checksum"
+
+EVENT_ID = "event_id"
+
+# Fields that the recommendation record adds; an event's own fields of these names do not pass through.
+RESERVED_FIELDS = (
+    "recommended_items",
+    "similar_items",
+    "event_id",
+    "event_time",
+    "release",
+    "served_by",
+    "processed_at",
+)
+
+
+class Fate(enum.StrEnum):
+    """What became of a record; every record has exactly one (DESIGN 5)."""
+
+    VISIBLE = "visible"
+    DEAD_LETTER = "dead_letter"
+    DUPLICATE = "duplicate"
+    EXPIRED = "expired"
+
+
+_POSITION_FIELDS = [
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("after", pa.int64(), nullable=False),
+    pa.field("position", pa.int64(), nullable=False),
+    pa.field("arrival", TIMESTAMP, nullable=False),
+]
+
+RAW_EVENTS = pa.schema([*_POSITION_FIELDS, pa.field("payload", pa.binary(), nullable=False)])
+"""What a source emits: position, stored arrival time and the exact bytes of each event."""
+
+OUTCOMES = pa.schema(
+    [
+        *_POSITION_FIELDS[:3],
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("fate", pa.string(), nullable=False),
+        pa.field("folder", pa.string(), nullable=False),
+        pa.field("hour", TIMESTAMP, nullable=False),
+        pa.field("line", pa.binary(), nullable=False),
+    ]
+)
+"""What the sink takes: the line to write, the folder below the output and the hour it belongs to."""
+
+
+def key_type(table: Table) -> pa.DataType:
+    """Arrow type of a table's key on the streaming side."""
+    return pa.int64() if table.key_type == "int" else pa.string()
+
+
+def event_schema(shop: Shop) -> pa.Schema:
+    """Parsed events: columns carry the shop's names, so both pipelines build features by one function.
+
+    `fields` is the event's own JSON object without `RESERVED_FIELDS`; `history` keeps the order of the
+    event, the same product possibly more than once.
+    """
+    entry = pa.struct([("product", key_type(shop.products)), ("in_cart", pa.bool_())])
+    user_columns = [
+        pa.field(f.column, pa.float64() if f.kind == "number" else pa.string()) for f in shop.user_features
+    ]
+    return pa.schema(
+        [
+            *RAW_EVENTS,
+            pa.field("event_id", pa.string(), nullable=False),
+            pa.field("event_time", TIMESTAMP, nullable=False),
+            pa.field("fields", pa.binary(), nullable=False),
+            pa.field(shop.customers.key, key_type(shop.customers)),
+            *user_columns,
+            pa.field("history", pa.list_(entry), nullable=False),
+        ]
+    )
