@@ -1,0 +1,169 @@
+"""Releases in the store: which are loaded, which is active, and who moved the pointer when and why.
+
+Functions of a cursor; the caller owns the transaction.
+"""
+
+import getpass
+import os
+import socket
+from typing import Any
+
+import psycopg2
+from psycopg2 import sql
+
+from beamrec.io.pgvector_schema import follow_with_views, partition_name
+from beamrec.schemas.errors import BadDataError, UsageError
+from beamrec.schemas.releases import ActiveRelease
+
+__all__ = ["active", "audit", "loaded", "move_pointer", "release", "show"]
+
+_BIGGEST_INT = 2**31 - 1
+_COLUMNS = "r.id, r.uri, r.checksum, r.dim, r.operator, r.has_user_tower, r.items"
+
+
+def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveRelease:
+    """A loaded release, active or not.
+
+    Raises:
+      UsageError: no release of this id is loaded.
+    """
+    cursor.execute(f"SELECT {_COLUMNS} FROM beamrec.releases r WHERE id = %s", [release_id])  # noqa: S608
+    row = cursor.fetchone()
+    if row is None:
+        raise UsageError(
+            f"release {release_id} is not loaded; `beamrec release list` shows those that are, "
+            "`beamrec release load` loads one"
+        )
+    return ActiveRelease(*row)
+
+
+def active(cursor: psycopg2.extensions.cursor) -> ActiveRelease | None:
+    """The active release; None where none was promoted, or the tables are not there yet."""
+    cursor.execute("SELECT to_regclass('beamrec.active_release') IS NOT NULL")
+    if not cursor.fetchone()[0]:
+        return None
+    cursor.execute(
+        f"SELECT {_COLUMNS} FROM beamrec.active_release a JOIN beamrec.releases r ON r.id = a.release"  # noqa: S608
+    )
+    row = cursor.fetchone()
+    return ActiveRelease(*row) if row else None
+
+
+def loaded(cursor: psycopg2.extensions.cursor) -> list[dict[str, Any]]:
+    """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active."""
+    cursor.execute(
+        "SELECT r.id, r.loaded_at, r.dim, r.items, r.users, a.release IS NOT NULL "
+        "FROM beamrec.releases r LEFT JOIN beamrec.active_release a ON a.release = r.id "
+        "ORDER BY r.loaded_at DESC, r.id DESC"
+    )
+    names = ("id", "loaded_at", "dim", "items", "users", "active")
+    rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return [row | {"loaded_at": row["loaded_at"].isoformat()} for row in rows]
+
+
+def show(cursor: psycopg2.extensions.cursor, release_id: str) -> dict[str, Any]:
+    """A release's folder, manifest and audit trail (`history`, oldest first).
+
+    Raises:
+      UsageError: no release of this id is loaded.
+    """
+    found = release(cursor, release_id)
+    cursor.execute(
+        "SELECT at, who, action, from_release, to_release, why FROM beamrec.release_audit "
+        "WHERE %s IN (from_release, to_release) ORDER BY number",
+        [release_id],
+    )
+    names = ("at", "who", "action", "from", "to", "why")
+    history = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return {
+        "id": found.id,
+        "uri": found.uri,
+        "checksum": found.checksum,
+        "manifest": _manifest(cursor, release_id),
+        "history": [entry | {"at": entry["at"].isoformat()} for entry in history],
+    }
+
+
+def move_pointer(
+    cursor: psycopg2.extensions.cursor, release_id: str | None, why: str, views: tuple[str, str]
+) -> ActiveRelease:
+    """Makes `release_id` the active release, or with None the one before it; the views follow.
+
+    Args:
+      views: names in `public` of the item view and the user view.
+
+    Raises:
+      UsageError: it is not loaded, or there is none to go back to.
+      BadDataError: its ids do not have the shop's key type.
+    """
+    # Promotes queue up here; readers of the pointer are not held up by this mode.
+    cursor.execute("LOCK TABLE beamrec.active_release IN SHARE ROW EXCLUSIVE MODE")
+    cursor.execute("SELECT release FROM beamrec.active_release")
+    before = (cursor.fetchone() or (None,))[0]
+    found = release(cursor, release_id or _release_before(cursor, before))
+    if before != found.id:
+        cursor.execute(
+            "INSERT INTO beamrec.active_release (release) VALUES (%s) "
+            "ON CONFLICT (one) DO UPDATE SET release = excluded.release, since = now()",
+            [found.id],
+        )
+        audit(cursor, "promote" if release_id else "rollback", before, found.id, why)
+    manifest = _manifest(cursor, found.id)
+    key_types = (
+        _sql_type(cursor, "item_embeddings", manifest["item_key_type"], found.id),
+        _sql_type(cursor, "user_embeddings", manifest["user_key_type"], found.id),
+    )
+    follow_with_views(cursor, found.dim, key_types, views)
+    return found
+
+
+def audit(
+    cursor: psycopg2.extensions.cursor, action: str, before: str | None, after: str | None, why: str
+) -> None:
+    """Writes one line of the audit table: who (user@host), when, from, to, why."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())  # containers run under numbers that have no name
+    cursor.execute(
+        "INSERT INTO beamrec.release_audit (who, action, from_release, to_release, why) "
+        "VALUES (%s, %s, %s, %s, %s)",
+        [f"{user}@{socket.gethostname()}", action, before, after, why],
+    )
+
+
+def _manifest(cursor: psycopg2.extensions.cursor, release_id: str) -> dict[str, Any]:
+    cursor.execute("SELECT manifest FROM beamrec.releases WHERE id = %s", [release_id])
+    manifest: dict[str, Any] = cursor.fetchone()[0]
+    return manifest
+
+
+def _release_before(cursor: psycopg2.extensions.cursor, current: str | None) -> str:
+    """The release that the last promote of the active one replaced."""
+    cursor.execute(
+        "SELECT from_release FROM beamrec.release_audit WHERE action = 'promote' AND to_release = %s "
+        "ORDER BY number DESC LIMIT 1",
+        [current],
+    )
+    row = cursor.fetchone()
+    if row is None or row[0] is None:
+        raise UsageError(f"rollback: no release was active before {current or 'now'}; promote one by its id")
+    return str(row[0])
+
+
+def _sql_type(cursor: psycopg2.extensions.cursor, table: str, key_type: str, release_id: str) -> str:
+    """The id's type in the public view: varchar, or the narrower integer that holds every id."""
+    if key_type == "string":
+        return "varchar"
+    try:
+        cursor.execute(
+            sql.SQL("SELECT coalesce(max(abs(id::bigint)), 0) FROM beamrec.{}").format(
+                sql.Identifier(partition_name(table, release_id))
+            )
+        )
+    except psycopg2.DataError as error:
+        raise BadDataError(
+            f"release {release_id}: {table}: the manifest says that ids are integers, but "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return "int" if cursor.fetchone()[0] <= _BIGGEST_INT else "bigint"

@@ -1,0 +1,225 @@
+"""PostgreSQL connections: URIs without passwords, verified TLS, timeouts, and waiting out an outage."""
+
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import psycopg2
+import psycopg2.extensions
+
+from beamrec.io import embedded
+from beamrec.schemas.errors import UnavailableError, UsageError
+
+__all__ = ["PASSWORD_VARIABLES", "Database", "connect", "connection_options", "default_uri"]
+
+PASSWORD_VARIABLES = ("BEAMREC_VECTOR_DB_PASSWORD", "VECTOR_DB_PASSWORD")
+"""Environment variables that may hold the password, the first one set wins; the second is the course's."""
+
+_CONNECT_SECONDS = 10
+_STATEMENT_SECONDS = 600  # a load builds an index in one statement; look-ups set less
+_LOCK_SECONDS = 60
+_MAX_BACKOFF_SECONDS = 10.0
+_QUERY_OPTIONS = frozenset(
+    {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "application_name"}
+)
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+# libpq reports a refused login only as text; waiting does not mend these.
+_REFUSED = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "certificate",
+    "does not exist",
+    "permission denied",
+    "does not support SSL",
+)
+
+_log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+def default_uri(home: str | os.PathLike[str]) -> str:
+    """`--vector-db` where none is given: the course's `VECTOR_DB_HOST`, else the server under `home`."""
+    host = os.environ.get("VECTOR_DB_HOST")
+    if host:
+        return f"postgresql://{os.environ.get('VECTOR_DB_USER', 'postgres')}@{host}:5432/postgres"
+    return embedded.embedded_uri(home)
+
+
+def connection_options(uri: str) -> dict[str, str]:
+    """libpq's options for `postgresql://user@host:port/db?…`; the password is not among them.
+
+    Off the loopback and Unix sockets the server's certificate and host name are verified, unless the URI
+    itself says another `sslmode`.
+
+    Raises:
+      UsageError: it is no such URI, holds a password, or an option that is not known.
+    """
+    parts = urlsplit(uri)
+    where = "--vector-db"
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise UsageError(
+            f"{where}: expected postgresql://user@host:port/db or embedded:, got a URI of scheme "
+            f"{parts.scheme or '(none)'!r}"
+        )
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.password or "password" in query:
+        raise UsageError(
+            f"{where}: the URI holds a password; take it out and put it into {PASSWORD_VARIABLES[0]}"
+        )
+    unknown = sorted(set(query) - _QUERY_OPTIONS)
+    if unknown:
+        raise UsageError(
+            f"{where}: unknown option {unknown[0]!r}; known are {', '.join(sorted(_QUERY_OPTIONS))}"
+        )
+    try:
+        port = str(parts.port or 5432)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    options = {
+        "host": parts.hostname or "localhost",
+        "port": port,
+        "user": unquote(parts.username or "postgres"),
+        "dbname": unquote(parts.path.lstrip("/")) or "postgres",
+        "application_name": "beamrec",
+    } | query
+    if not options["host"].startswith("/") and options["host"] not in _LOOPBACK:
+        options.setdefault("sslmode", "verify-full")
+        if options["sslmode"].startswith("verify") and not _own_root_certificates():
+            options.setdefault("sslrootcert", "system")
+    return options
+
+
+def _own_root_certificates() -> bool:
+    """Whether libpq finds root certificates by itself, as its documentation says."""
+    return bool(os.environ.get("PGSSLROOTCERT")) or Path("~/.postgresql/root.crt").expanduser().exists()
+
+
+def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.connection:
+    """A new connection; `embedded:/folder` starts that server if it is not running.
+
+    Args:
+      uri: `postgresql://user@host:port/db` or `embedded:/folder`.
+      password_env: environment variable of the password; None for `PASSWORD_VARIABLES`.
+
+    Raises:
+      UsageError: the URI is wrong.
+      UnavailableError: no connection; the message says where and why, and never holds the password.
+    """
+    if uri.startswith("embedded:"):
+        uri = embedded.ensure_running(embedded.folder_of(uri)).uri
+    options = connection_options(uri)
+    where = f"PostgreSQL at {options['host']}:{options['port']}/{options['dbname']}"
+    names = (password_env,) if password_env else PASSWORD_VARIABLES
+    password = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    try:
+        return psycopg2.connect(
+            **options,
+            **({"password": password} if password else {}),
+            connect_timeout=_CONNECT_SECONDS,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+            options=f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout={_LOCK_SECONDS}s "
+            "-c timezone=UTC",
+        )
+    except psycopg2.Error as error:
+        reason = " ".join(str(error).split())
+        if password:
+            reason = reason.replace(password, "…")
+        raise UnavailableError(
+            f"{where}: no connection as user {options['user']}: {reason}. "
+            f"Check that it runs, the URI, and the password in {' or '.join(names)}"
+        ) from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether waiting can mend the error: an outage, a restart, a full disk, a deadlock; not a refusal."""
+    if isinstance(error, UnavailableError):
+        return not any(reason in str(error) for reason in _REFUSED)
+    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+
+
+@dataclasses.dataclass
+class Database:
+    """One lazy connection for each thread, picklable by its URI; a broken one is replaced at the next use.
+
+    Attributes:
+      uri: as `connect` takes it.
+      patient: wait out an outage, without end, instead of raising.
+    """
+
+    uri: str
+    patient: bool = False
+
+    def __post_init__(self) -> None:
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "patient": self.patient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def transaction(self, work: Callable[[Any], Answer], patient: bool | None = None) -> Answer:
+        """Runs `work(cursor)` in one transaction and returns its answer; `work` may run more than once.
+
+        A connection that broke while idle is replaced once in any case; with `patient` every outage is
+        waited out with a growing pause (10 s at most).
+
+        Raises:
+          UnavailableError: the database is away, or refuses us.
+        """
+        patient = self.patient if patient is None else patient
+        attempt = 0
+        while True:
+            reused = getattr(self._local, "connection", None) is not None
+            try:
+                return self._attempt(work)
+            except (psycopg2.Error, UnavailableError) as error:
+                if not _may_pass(error) or not (patient or (reused and attempt == 0)):
+                    raise _explained(error) from error
+                attempt += 1
+                self._wait(attempt, error)
+
+    def _attempt(self, work: Callable[[Any], Answer]) -> Answer:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = connect(self.uri)
+        try:
+            with connection, connection.cursor() as cursor:
+                return work(cursor)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            self.close()
+            raise
+
+    def _wait(self, attempt: int, error: Exception) -> None:
+        pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2 ** min(attempt, 10))
+        if attempt > 1:
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            _log.warning("vector store unavailable, trying again in %.1f s: %s", pause, first_line)
+        time.sleep(pause)
+
+    def close(self) -> None:
+        """Closes this thread's connection; the next use opens another."""
+        connection = getattr(self._local, "connection", None)
+        self._local.connection = None
+        if connection is not None:
+            connection.close()
+
+
+def _explained(error: Exception) -> Exception:
+    """What the user sees: an outage or a missing privilege as UnavailableError, else the error itself."""
+    if isinstance(
+        error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.errors.InsufficientPrivilege
+    ):
+        return UnavailableError(f"PostgreSQL: {' '.join(str(error).split()) or type(error).__name__}")
+    return error

@@ -1,0 +1,331 @@
+"""The store on a real PostgreSQL, compared with plain NumPy."""
+
+import dataclasses
+import datetime as dt
+import hashlib
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beamrec.io import embedded
+from beamrec.io.pgvector import ReleaseStore
+from beamrec.io.pgvector_load import nearest_items
+from beamrec.io.postgres import connect
+from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.schemas.releases import ReleaseContents, ReleaseManifest
+from beamrec.schemas.serving import ServingRow
+
+NOON = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
+
+
+def contents(
+    release: str = "20261122T1200-00000001",
+    items: int = 60,
+    users: int = 7,
+    dim: int = 8,
+    seed: int = 0,
+    normalized: bool = True,
+    distance: str = "<->",
+    user_key_type: str = "int",
+) -> ReleaseContents:
+    """A made-up release; ids of several lengths and with characters that need quoting."""
+    rng = np.random.default_rng(seed)
+    vectors = [rng.normal(size=(n, dim)).astype(np.float32) for n in (items, users)]
+    if normalized:
+        vectors = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in vectors]
+    odd = ["S10_1678", 'quote"d', "back\\slash", "tab\there", "new\nline", "naïve ☃", "{brace,comma}", "N"]
+    ids = tuple((odd + [f"P{i}" for i in range(items)])[:items])
+    manifest = ReleaseManifest(
+        id=release, created_at="2026-11-22T12:00:00Z", code_version="0", shop="test",
+        user_key_type=user_key_type, item_key_type="string", dim=dim, items=items, users=users, files=(),
+        normalized=normalized, distance=distance,
+    )  # fmt: skip
+    checksum = hashlib.sha256(manifest.to_json() + vectors[0].tobytes()).hexdigest()
+    popular = tuple(rng.permutation(np.array(ids, object)))
+    user_ids = tuple(str(100 + u) for u in range(users))
+    return ReleaseContents(manifest, "/a/folder", checksum, ids, vectors[0], user_ids, vectors[1], popular)
+
+
+def brute_force(vectors: np.ndarray, query: np.ndarray, operator: str) -> np.ndarray:
+    a, b = vectors.astype(np.float64), query.astype(np.float64)
+    if operator == "<->":
+        return np.linalg.norm(a - b, axis=1)
+    products = a @ b
+    return -products if operator == "<#>" else 1 - products / np.linalg.norm(a, axis=1) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("operator", ["<->", "<=>", "<#>"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_nearest_items_equal_brute_force(operator: str, normalized: bool) -> None:
+    vectors = contents(items=1500, dim=5, normalized=normalized).item_vectors
+    indices, distances = nearest_items(vectors, operator, 20)
+    for row in (0, 1, 777, 1023, 1024, 1499):
+        expected = brute_force(vectors, vectors[row], operator)
+        expected[row] = np.inf
+        np.testing.assert_allclose(distances[row], np.sort(expected)[:20], atol=1e-6)
+        np.testing.assert_allclose(expected[indices[row]], distances[row], atol=1e-6)
+        assert row not in indices[row]
+
+
+def test_nearest_items_of_tiny_catalogues_are_all_others() -> None:
+    assert nearest_items(np.ones((1, 4), np.float32), "<->", 20)[0].shape == (1, 0)
+    assert nearest_items(np.eye(3, dtype=np.float32), "<->", 20)[0].shape == (3, 2)
+
+
+@pytest.mark.parametrize("operator", ["<->", "<=>", "<#>"])
+def test_lookup_equals_brute_force_and_knows_its_customers(store: ReleaseStore, operator: str) -> None:
+    release = contents(distance=operator)
+    store.load(release)
+    answer = store.lookup(
+        release.manifest.id, [*release.item_ids, "unknown"], ["100", "106", "999"], with_vectors=True
+    )
+    assert set(answer.neighbours) == set(release.item_ids)
+    for row, item in enumerate(release.item_ids):
+        expected = brute_force(release.item_vectors, release.item_vectors[row], operator)
+        expected[row] = np.inf
+        found = answer.neighbours[item]
+        assert len(found) == 20
+        np.testing.assert_allclose([d for _, d in found], np.sort(expected)[:20], atol=1e-6)
+        np.testing.assert_allclose(
+            [expected[release.item_ids.index(i)] for i, _ in found], [d for _, d in found], atol=1e-6
+        )
+    assert answer.known == {"100", "106"}
+    np.testing.assert_array_equal(answer.user_vectors["106"], release.user_vectors[6])
+
+
+def test_stored_distances_are_what_pgvector_itself_computes(store: ReleaseStore, database: str) -> None:
+    release = contents()
+    store.load(release)
+    connection = connect(database)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT max(abs(d - (a.embedding <-> b.embedding))) FROM beamrec.item_neighbours n "
+            "CROSS JOIN unnest(neighbour_ids, distances) AS u (other, d) "
+            "JOIN beamrec.item_embeddings a ON a.id = n.id JOIN beamrec.item_embeddings b ON b.id = other"
+        )
+        assert cursor.fetchone()[0] < 1e-6
+    connection.close()
+
+
+def test_catalogue_is_by_popularity_and_bit_exact(store: ReleaseStore) -> None:
+    release = contents()
+    store.load(release)
+    catalogue = store.catalogue(release.manifest.id)
+    assert catalogue.ids == catalogue.popular == list(release.popular)
+    order = [release.item_ids.index(i) for i in catalogue.ids]
+    np.testing.assert_array_equal(catalogue.vectors, release.item_vectors[order])
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_search_equals_the_exact_product(store: ReleaseStore, normalized: bool) -> None:
+    release = contents(items=300, normalized=normalized)
+    store.load(release)
+    queries = np.random.default_rng(5).normal(size=(9, 8)).astype(np.float32)
+    exact = queries.astype(np.float64) @ release.item_vectors.T.astype(np.float64)
+    for row, found in enumerate(store.search(release.manifest.id, queries, 10)):
+        scores = [score for _, score in found]
+        np.testing.assert_allclose(scores, np.sort(exact[row])[::-1][:10], rtol=1e-5)
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_search_uses_the_index_of_a_large_partition_with_high_recall(
+    store: ReleaseStore, database: str
+) -> None:
+    release = contents(items=6_000, dim=16)
+    store.load(release)
+    queries = contents(items=50, dim=16, seed=9).item_vectors
+    exact = np.argsort(-(queries @ release.item_vectors.T), axis=1)[:, :10]
+    found = store.search(release.manifest.id, queries, 10, ef_search=200)
+    hits = [
+        len({i for i, _ in f} & {release.item_ids[e] for e in row})
+        for f, row in zip(found, exact, strict=True)
+    ]
+    assert np.mean(hits) / 10 > 0.95
+    connection = connect(database)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "EXPLAIN SELECT id FROM beamrec.item_embeddings WHERE release = %s "
+            "ORDER BY embedding::vector(16) <-> %s::vector(16) LIMIT 10",
+            [release.manifest.id, str(queries[0].tolist())],
+        )
+        assert "Index Scan" in str(cursor.fetchall())
+    connection.close()
+
+
+def test_search_refuses_another_dimension_and_unknown_releases(store: ReleaseStore) -> None:
+    store.load(contents())
+    with pytest.raises(UsageError, match=r"expected vectors \[n, 8\]"):
+        store.search(contents().manifest.id, np.ones((1, 9), np.float32), 3)
+    with pytest.raises(UsageError, match="not loaded"):
+        store.search("nothing", np.ones((1, 8), np.float32), 3)
+
+
+def test_loading_again_changes_nothing_and_other_content_is_refused(store: ReleaseStore) -> None:
+    release = contents()
+    store.load(release)
+    before = store.releases()
+    store.load(release)
+    assert store.releases() == before
+    assert [h["action"] for h in store.show(release.manifest.id)["history"]] == ["load"]
+    with pytest.raises(BadDataError, match="another content"):
+        store.load(contents(seed=1))
+
+
+def test_a_load_that_fails_leaves_nothing_and_can_be_repeated(store: ReleaseStore, database: str) -> None:
+    release = contents()
+    doubled = dataclasses.replace(release, item_ids=(release.item_ids[1], *release.item_ids[1:]))
+    with pytest.raises(BadDataError, match="59 ids"):
+        store.load(doubled)
+    assert store.releases() == []
+    connection = connect(database)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_tables WHERE tablename LIKE '%00000001'")
+        assert cursor.fetchone() == (0,)
+    connection.close()
+    store.load(release)
+
+
+def test_releases_of_two_dimensions_promote_and_roll_back_with_the_views(
+    store: ReleaseStore, database: str
+) -> None:
+    first, second = contents("first"), contents("second", dim=12, users=3, seed=1)
+    assert store.active() is None
+    for release in (first, second):
+        store.load(release)
+    assert _rows(database, "SELECT to_regclass('public.item_emb')") == [(None,)]
+    assert store.promote("first", "a start").dim == 8
+    assert _rows(database, "SELECT count(*), max(vector_dims(embedding)) FROM item_emb") == [(60, 8)]
+    active = store.promote("second", "better")
+    assert (active.id, active.dim, active.items, active.operator) == ("second", 12, 60, "<->")
+    assert active == store.active()
+    assert _rows(database, "SELECT count(*), max(vector_dims(embedding)) FROM user_emb") == [(3, 12)]
+    types = _rows(
+        database,
+        "SELECT table_name, data_type FROM information_schema.columns WHERE table_schema = 'public' "
+        "AND column_name = 'id' AND table_name IN ('item_emb', 'user_emb') ORDER BY 1",
+    )
+    assert types == [("item_emb", "character varying"), ("user_emb", "integer")]
+    assert store.rollback("worse").id == "first"
+    assert _rows(database, "SELECT count(*), max(vector_dims(embedding)) FROM user_emb") == [(7, 8)]
+    with pytest.raises(UsageError, match="no release was active before"):
+        store.rollback()
+    history = [(h["action"], h["from"], h["to"], h["why"]) for h in store.show("second")["history"]]
+    assert history == [
+        ("load", None, "second", "from /a/folder"),
+        ("promote", "first", "second", "better"),
+        ("rollback", "second", "first", "worse"),
+    ]
+    assert [r["active"] for r in sorted(store.releases(), key=lambda r: r["id"])] == [True, False]
+
+
+def test_promoting_twice_is_once_and_unknown_releases_are_refused(store: ReleaseStore) -> None:
+    store.load(contents("first"))
+    store.promote("first", "a")
+    store.promote("first", "b")
+    assert [h["why"] for h in store.show("first")["history"]] == ["from /a/folder", "a"]
+    with pytest.raises(UsageError, match="not loaded"):
+        store.promote("second", "c")
+    with pytest.raises(UsageError, match="not loaded"):
+        store.show("second")
+
+
+def test_a_table_of_the_course_is_not_touched(store: ReleaseStore, database: str) -> None:
+    _rows(database, "CREATE TABLE public.item_emb (id varchar, embedding vector(2))", fetch=False)
+    _rows(database, "INSERT INTO public.item_emb VALUES ('mine', '[1,2]')", fetch=False)
+    store.load(contents("first"))
+    store.promote("first", "a")
+    assert _rows(database, "SELECT id FROM public.item_emb") == [("mine",)]
+    assert _rows(database, "SELECT count(*) FROM public.user_emb") == [(7,)]
+
+
+def test_ids_that_are_no_integers_refuse_promotion(store: ReleaseStore) -> None:
+    release = contents("first")
+    store.load(dataclasses.replace(release, user_ids=("x1", *release.user_ids[1:])))
+    with pytest.raises(BadDataError, match="ids are integers"):
+        store.promote("first", "a")
+    assert store.active() is None
+
+
+def test_readers_of_the_active_release_do_not_wait_for_a_load(store: ReleaseStore, database: str) -> None:
+    store.load(contents("first"))
+    store.promote("first", "a")
+    connection = connect(database)
+    with connection.cursor() as cursor:  # a reader that holds its locks while another release is loaded
+        cursor.execute("SELECT count(*) FROM public.item_emb")
+        thread = threading.Thread(target=lambda: ReleaseStore(database).load(contents("second", seed=1)))
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+    connection.close()
+    assert len(store.releases()) == 2
+
+
+def row(customer: str, event: str, minutes: int = 0, processed: int = 0, release: str = "r") -> ServingRow:
+    when = NOON + dt.timedelta(minutes=minutes)
+    return ServingRow(
+        customer, event, when, NOON + dt.timedelta(seconds=processed), release, "popular", "[]", "[]"
+    )
+
+
+def test_the_newest_recommendations_win_in_any_order_and_repetition(
+    store: ReleaseStore, database: str
+) -> None:
+    rows = [
+        row("7", "é", 5), row("7", "z", 5), row("7", "a", 4, processed=99), row("8", "a", 1),
+        row("8", "a", 1, processed=1), row("9", "b", -3),
+    ]  # fmt: skip
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        _rows(database, "TRUNCATE beamrec.recommendations_latest", fetch=False)
+        for batch in np.array_split(rng.permutation(len(rows)), 3):
+            store.upsert_latest([rows[i] for i in batch])
+        assert store.upsert_latest(rows) == 0
+        latest = _rows(
+            database,
+            "SELECT customer_id, event_id, processed_at FROM beamrec.recommendations_latest ORDER BY 1",
+        )
+        second = dt.timedelta(seconds=1)
+        assert latest == [("7", "é", NOON), ("8", "a", NOON + second), ("9", "b", NOON)]
+    assert store.upsert_latest([]) == 0
+
+
+def test_the_log_holds_each_event_once(store: ReleaseStore, database: str) -> None:
+    assert store.append_log([row("7", "a"), row("7", "a", processed=1), row("8", "b")]) == 2
+    assert store.append_log([row("7", "a"), row("9", "c")]) == 1
+    assert _rows(database, "SELECT count(*) FROM beamrec.recommendations_log") == [(3,)]
+
+
+def test_a_store_survives_pickling_and_a_restart_of_the_server(server: Path, store: ReleaseStore) -> None:
+    store.load(contents("first"))
+    copy: ReleaseStore = pickle.loads(pickle.dumps(store))  # noqa: S301
+    assert copy.lookup("first", [], ["100"]).known == {"100"}
+    assert embedded.stop_server(server)
+    embedded.ensure_running(server)
+    assert copy.lookup("first", [], ["100"]).known == {"100"}
+    assert store.upsert_latest([row("7", "a")]) == 1
+    copy.close()
+
+
+def test_a_patient_store_waits_an_outage_out(server: Path, store: ReleaseStore) -> None:
+    store.load(contents("first"))
+    uri = embedded.ensure_running(server).uri  # a plain URI: nothing starts the server behind our back
+    patient, hasty = ReleaseStore(uri, patient=True), ReleaseStore(uri)
+    assert hasty.active() is None
+    embedded.stop_server(server)
+    threading.Timer(1.0, lambda: embedded.ensure_running(server)).start()
+    with pytest.raises(UnavailableError, match="no connection"):
+        hasty.active()
+    assert patient.lookup("first", [], ["100", "1"]).known == {"100"}
+    patient.close()
+
+
+def _rows(uri: str, statement: str, fetch: bool = True) -> list[tuple]:
+    connection = connect(uri)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        rows = cursor.fetchall() if fetch else []
+    connection.close()
+    return rows
