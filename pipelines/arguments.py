@@ -1,0 +1,76 @@
+"""Argument parsers of the verbs: errors as `UsageError`, and Beam's own options beside ours."""
+
+import argparse
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from beamrec.schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+__all__ = ["VerbParser", "flag_name", "given", "leaf_parsers", "pipeline_parser"]
+
+
+def flag_name(text: str) -> str:
+    """The name behind a flag, a TOML key or a Beam option: `--window-seconds=60` → `window_seconds`."""
+    return text.split("=", 1)[0].lstrip("-").replace("-", "_")
+
+
+class VerbParser(argparse.ArgumentParser):
+    """An `ArgumentParser` that knows no abbreviations and reports errors as `UsageError` (exit code 2)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError` where argparse would print its usage and exit."""
+        raise UsageError(f"{self._hint(message)}; `{self.prog} --help` lists the options")
+
+    def _hint(self, message: str) -> str:
+        unknown = [word for word in message.split() if word.startswith("--")]
+        if not message.startswith("unrecognized arguments") or not unknown:
+            return message
+        known = [flag for parser in leaf_parsers(self).values() for flag in parser._option_string_actions]
+        close = difflib.get_close_matches(unknown[0].split("=", 1)[0], known, n=1)
+        return f"{message} (did you mean {close[0]}?)" if close else message
+
+
+def leaf_parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers that take options, by subcommand (`""` for a verb that has none)."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {"": parser}
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: str = "") -> VerbParser:
+    """The options of a pipeline: its own `PipelineOptions` subclass, then Beam's own in a second group.
+
+    It describes (help, documentation, the names a TOML file may use); the pipeline itself is parsed by
+    `PipelineOptions`, which passes Beam's options on to the runner.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = VerbParser(prog=f"beamrec {verb}", description=description, conflict_handler="resolve")
+    beam = parser.add_argument_group("Beam's own options", "passed through to the runner")
+    for kind in _subclasses(PipelineOptions):
+        if kind.__module__.startswith("apache_beam.") and "_add_argparse_args" in vars(kind):
+            kind._add_argparse_args(beam)  # type: ignore[attr-defined]
+    own = parser.add_argument_group("options")
+    options._add_argparse_args(own)  # type: ignore[arg-type]
+    return parser
+
+
+def given(argv: Sequence[str]) -> set[str]:
+    """Names of the flags that stand in `argv`; `--no-x` counts as `x`."""
+    names = {flag_name(word) for word in argv if word.startswith("--") and word != "--"}
+    return names | {name.removeprefix("no_") for name in names}

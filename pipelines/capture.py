@@ -1,0 +1,118 @@
+"""Keeps the noise of libraries off the terminal, in the run's log.
+
+TensorFlow, gRPC, Prism and embedded servers write to file descriptors 1 and 2 below Python's `logging`, so
+the descriptors themselves are redirected while a recorded verb runs.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+__all__ = ["log_to_file", "log_to_terminal", "own_stream", "silence_libraries", "stdout_to_stderr"]
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def silence_libraries() -> None:
+    """Sets the variables that TensorFlow, abseil and gRPC read when they are imported; never overrides."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+@contextlib.contextmanager
+def own_stream(stream: TextIO) -> Iterator[TextIO]:
+    """A duplicate of `stream` that still reaches the terminal while its descriptor is redirected."""
+    try:
+        descriptor = os.dup(stream.fileno())
+    except (OSError, io.UnsupportedOperation):
+        yield stream  # not a file (a test's capture): nothing redirects it
+        return
+    with open(descriptor, "w", encoding=stream.encoding, errors="backslashreplace", buffering=1) as copy:
+        yield copy
+
+
+@contextlib.contextmanager
+def _descriptors(target: int, *descriptors: int) -> Iterator[None]:
+    saved = {descriptor: os.dup(descriptor) for descriptor in descriptors}
+    try:
+        for descriptor in descriptors:
+            os.dup2(target, descriptor)
+        yield
+    finally:
+        for descriptor, copy in saved.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Sends whatever anybody prints, child processes included, to standard error."""
+    _flush()
+    with _descriptors(2, 1), contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        finally:
+            _flush()
+
+
+@contextlib.contextmanager
+def _handlers(level: int, *handlers: logging.Handler) -> Iterator[None]:
+    root = logging.getLogger()
+    before, before_level = root.handlers[:], root.level
+    root.handlers[:] = list(handlers)
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        root.setLevel(before_level)
+        for handler in handlers:
+            handler.close()
+
+
+def _handler(stream: TextIO, name: str = "", level: int = logging.NOTSET) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setLevel(level)
+    if name:
+        handler.addFilter(logging.Filter(name))
+    return handler
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path, terminal: TextIO, debug: bool) -> Iterator[None]:
+    """Logs everything from INFO on to `path`, and what goes to descriptors 1 and 2 as well.
+
+    On `terminal`, which must not be a redirected descriptor (`own_stream`), only our own warnings appear.
+    With `debug` the descriptors stay as they are and the terminal shows the log too.
+    """
+    _flush()
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+        shown = _handler(terminal) if debug else _handler(terminal, "beamrec", logging.WARNING)
+        with contextlib.ExitStack() as stack:
+            if not debug:
+                stack.enter_context(_descriptors(log.fileno(), 1, 2))
+                stack.callback(_flush)
+                stack.enter_context(contextlib.redirect_stdout(log))
+                stack.enter_context(contextlib.redirect_stderr(log))
+            stack.enter_context(_handlers(logging.DEBUG if debug else logging.INFO, _handler(log), shown))
+            yield
+
+
+@contextlib.contextmanager
+def log_to_terminal(terminal: TextIO, debug: bool) -> Iterator[None]:
+    """For verbs without a log of their own: our warnings, or with `debug` everything."""
+    shown = _handler(terminal) if debug else _handler(terminal, "beamrec", logging.WARNING)
+    with _handlers(logging.DEBUG if debug else logging.WARNING, shown):
+        yield

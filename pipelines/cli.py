@@ -1,0 +1,218 @@
+"""The command line: `beamrec VERB [options] [any Beam option]`.
+
+Global flags may stand anywhere: `--json` (one JSON object as the last line of standard output, everything
+else on standard error), `--debug` (tracebacks and library logs), `--home DIR`, `--config TOML`.
+
+Exit codes: 0 done; 2 wrong usage or configuration; 3 too much bad data; 4 an outside system is
+unavailable; 130 interrupted; 1 anything else.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from beamrec.pipelines import capture, commands, config_file
+from beamrec.pipelines.arguments import VerbParser, flag_name
+from beamrec.pipelines.console import Console, default_home
+from beamrec.pipelines.failures import INTERRUPTED, explain
+from beamrec.pipelines.runs import start_run
+from beamrec.schemas.errors import UsageError
+from beamrec.schemas.version import __version__
+
+__all__ = ["main"]
+
+_PASSWORD_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+_SECRET_FLAG = re.compile(
+    r"(^|_)(password|passwd|secret_access_key|(session|access)_token|connection_string)$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A command line taken apart: global flags, the verb and the rest."""
+
+    verb: str
+    argv: tuple[str, ...]
+    home: Path
+    json: bool
+    debug: bool
+
+
+def _help() -> str:
+    verbs = [f"  {name:<10} {commands.summary(name)}" for name in commands.available()]
+    return "\n".join(
+        [
+            "usage: beamrec VERB [options] [any Beam option]",
+            "",
+            "verbs (`beamrec VERB --help` lists the options of one):",
+            *verbs,
+            "",
+            "everywhere:",
+            "  --json         one JSON object as the last line of standard output, all else to stderr",
+            "  --home DIR     runs, embedded server, caches ($BEAMREC_HOME, else .beamrec here)",
+            "  --config TOML  options by name, at the top level or under [VERB]; explicit flags win",
+            "  --debug        tracebacks and the logs of libraries",
+            "  --version      prints the version",
+        ]
+    )
+
+
+def _refuse_secrets(argv: Sequence[str]) -> None:
+    """A command line is seen by every user of the machine, and is kept in `run.json` (DESIGN 13)."""
+    for word in argv:
+        if word.startswith("--") and _SECRET_FLAG.search(flag_name(word)):
+            raise UsageError(
+                f"--{flag_name(word)}: secrets do not belong on the command line; set the variable "
+                "that the system's own client reads (AWS_SECRET_ACCESS_KEY, …)"
+            )
+        if _PASSWORD_IN_URL.match(word.split("=", 1)[1] if word.startswith("--") and "=" in word else word):
+            raise UsageError(
+                "a connection URL carries no password; set BEAMREC_SOURCE_PASSWORD or "
+                "BEAMREC_VECTOR_DB_PASSWORD instead, and leave `:password` out of the URL"
+            )
+
+
+def _take_globals(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Separates the global flags, wherever they stand before a `--`, from the rest."""
+    parser = VerbParser(prog="beamrec", add_help=False)
+    parser.add_argument("--json", action="store_true", default=None)
+    parser.add_argument("--debug", action="store_true", default=None)
+    parser.add_argument("--home")
+    parser.add_argument("--config")
+    cut = argv.index("--") if "--" in argv else len(argv)
+    found, rest = parser.parse_known_args(argv[:cut])
+    return vars(found), [*rest, *argv[cut:]]
+
+
+def _call(argv: Sequence[str]) -> _Call:
+    found, rest = _take_globals(argv)
+    if not rest or rest[0].startswith("-"):
+        raise UsageError("a verb must come first; `beamrec --help` lists them")
+    verb, own = rest[0], rest[1:]
+    if found["config"]:
+        path = found["config"]
+        data = config_file.read(path)
+        found = {**{n: data[n] for n in config_file.GLOBALS if n in data}, **_set(found)}
+        commands.load(verb)
+        own = config_file.expand(data, path, verb, own, commands.available(), _parser_of)
+    _refuse_secrets(own)
+    home = Path(found["home"]).absolute() if found.get("home") else default_home()
+    return _Call(verb, tuple(own), home, bool(found.get("json")), bool(found.get("debug")))
+
+
+def _set(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _parser_of(verb: str) -> Any:
+    return commands.load(verb).parser()
+
+
+def _recorded(call: _Call, module: commands.VerbModule, console: Console) -> dict[str, Any]:
+    """Runs a verb under an id, with its log; its record is final whatever happens."""
+    run = start_run(call.home, call.verb, call.argv)
+    console.run = run
+    try:
+        with capture.log_to_file(run.log, console.terminal, call.debug):
+            try:
+                result = module.run(call.argv, console)
+            except BaseException:
+                with open(run.log, "a", encoding="utf-8") as log:
+                    log.write(traceback.format_exc())
+                raise
+    except BaseException as error:
+        message, code = _failure(error)
+        if code:
+            run.finish("FAILED", error=message)
+        else:
+            run.finish("SUCCEEDED")
+        raise
+    run.finish("FAILED" if result.get("exit_code") else "SUCCEEDED", result, result.get("error"))
+    return {"run": run.record.id, **result}
+
+
+def _failure(error: BaseException) -> tuple[str, int]:
+    """Like `explain`, and for libraries that end the process themselves."""
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return (error.code if isinstance(error.code, str) else "wrong usage, as said above"), code
+    return explain(error)
+
+
+def _execute(call: _Call, console: Console) -> dict[str, Any]:
+    module = commands.load(call.verb)
+    if commands.VERBS[call.verb].recorded and not {"-h", "--help"} & set(call.argv):
+        return _recorded(call, module, console)
+    with capture.log_to_terminal(console.terminal, call.debug):
+        return module.run(call.argv, console)
+
+
+def _report(error: BaseException, console: Console, verb: str) -> dict[str, Any]:
+    """Shows a failure on standard error and returns its JSON object."""
+    message, code = _failure(error)
+    if console.debug and not isinstance(error, SystemExit):
+        console.error("".join(traceback.format_exception(error)).rstrip())
+    if code:
+        console.error(f"{f'beamrec {verb}'.strip()}: {message}")
+        if console.run is not None and code != INTERRUPTED:
+            console.error(f"the log is in {console.run.log}")
+        elif code == 1 and not console.debug:
+            console.error("run it again with --debug for a traceback")
+    result: dict[str, Any] = {"run": console.run.record.id} if console.run else {}
+    return {**result, "exit_code": code, **({"error": message} if code else {})}
+
+
+def _run(argv: Sequence[str], json_wanted: bool, out: TextIO, err: TextIO) -> dict[str, Any]:
+    console, verb = Console(json=json_wanted, debug="--debug" in argv, out=out, err=err), ""
+    try:
+        call = _call(argv)
+        verb = call.verb
+        console = Console(call.home, json_wanted or call.json, call.debug, out, err)
+        return _execute(call, console)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 (the outermost place)
+        return _report(error, console, verb)
+    finally:
+        console.close()
+
+
+def _print_json(result: dict[str, Any], seconds: float, out: TextIO) -> None:
+    values = {"ok": not result.get("exit_code"), "seconds": round(seconds, 3), **result}
+    print(json.dumps(values, ensure_ascii=False, default=str), file=out, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    started = time.monotonic()
+    capture.silence_libraries()
+    if argv in ([], ["-h"], ["--help"]):
+        print(_help())
+        return 0 if argv else UsageError.exit_code
+    if argv == ["--version"]:
+        print(f"beamrec {__version__}")
+        return 0
+    json_wanted = "--json" in argv
+    try:
+        with contextlib.ExitStack() as stack:
+            out, err = (stack.enter_context(capture.own_stream(s)) for s in (sys.stdout, sys.stderr))
+            with capture.stdout_to_stderr() if json_wanted else contextlib.nullcontext():
+                result = _run(argv, json_wanted, out, err)
+            if json_wanted:
+                _print_json(result, time.monotonic() - started, out)
+    except BrokenPipeError:
+        # The reader of a pipe (`beamrec runs list | head`) left; the flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return int(result.get("exit_code", 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The terminal as verbs see it: where state is kept, progress, and text for a human."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from beamrec.pipelines.runs import Run
+
+__all__ = ["Console", "default_home"]
+
+
+def default_home() -> Path:
+    """`$BEAMREC_HOME`, else `.beamrec` in the working folder."""
+    return Path(os.environ.get("BEAMREC_HOME") or ".beamrec").absolute()
+
+
+class Console:
+    """What a verb prints with; standard output belongs to the JSON object when `json` is set.
+
+    Attributes:
+      home: folder of the runs, the embedded server and caches; created by whoever writes into it.
+      json: whether standard output is reserved for one JSON object.
+      debug: whether tracebacks and library logs are shown.
+      run: the recorded run that this verb belongs to, if it is recorded.
+    """
+
+    def __init__(
+        self,
+        home: Path | str | None = None,
+        json: bool = False,
+        debug: bool = False,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+    ) -> None:
+        self.home = Path(home).absolute() if home else default_home()
+        self.json = json
+        self.debug = debug
+        self.run: Run | None = None
+        self._err = err or sys.stderr
+        self._out = self._err if json else out or sys.stdout
+        self._spinner: Status | None = None
+
+    @property
+    def terminal(self) -> TextIO:
+        """Standard error as it was at the start, before anything was redirected."""
+        return self._err
+
+    def print(self, text: str = "") -> None:
+        """Prints text for a human: standard output, or standard error with `--json`."""
+        self.close()
+        print(text, file=self._out, flush=True)
+
+    def error(self, text: str) -> None:
+        """Prints text to standard error."""
+        self.close()
+        print(text, file=self._err, flush=True)
+
+    def status(self, text: str) -> None:
+        """Says what is going on: one live line on a terminal, else lines on standard error."""
+        if not self._err.isatty():
+            print(text, file=self._err, flush=True)
+            return
+        # Imported here: 0.1 s that scripts and `--help` need not pay.
+        from rich.console import Console as RichConsole
+        from rich.text import Text
+
+        if self._spinner is None:
+            self._spinner = RichConsole(file=self._err).status(Text(text))
+            self._spinner.start()
+        else:
+            self._spinner.update(Text(text))
+
+    def record(self, counts: Mapping[str, Any]) -> None:
+        """Keeps counts of a run in progress, for `beamrec runs show`; without a recorded run nothing."""
+        if self.run is not None:
+            self.run.update(counts)
+
+    def close(self) -> None:
+        """Ends the live line, if one is shown."""
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
