@@ -44,6 +44,7 @@ class Console:
         self._err = err or sys.stderr
         self._out = self._err if json else out or sys.stdout
         self._spinner: Status | None = None
+        self._progress = ""
 
     @property
     def terminal(self) -> TextIO:
@@ -61,9 +62,18 @@ class Console:
         print(text, file=self._err, flush=True)
 
     def status(self, text: str) -> None:
-        """Says what is going on: one live line on a terminal, else lines on standard error."""
-        if not self._err.isatty():
+        """Says which step begins: the live line on a terminal, else a line of its own on standard error."""
+        if self._err.isatty():
+            self.progress(text)
+        else:
             print(text, file=self._err, flush=True)
+
+    def progress(self, text: str) -> None:
+        """Says how far a step is: replaces the live line; without a terminal a line when it changed."""
+        if not self._err.isatty():
+            if text != self._progress:
+                print(text, file=self._err, flush=True)
+            self._progress = text
             return
         # Imported here: 0.1 s that scripts and `--help` need not pay.
         from rich.console import Console as RichConsole

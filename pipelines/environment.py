@@ -56,7 +56,7 @@ _ALL = (
     Setting("seed", 42, "whole number", {"BEAMREC_SEED": _whole, "RANDOM_SEED": _whole}),
     Setting("window_seconds", 60, "seconds", {"BEAMREC_WINDOW_SECONDS": _whole}),
     Setting("allowed_lateness", 3600, "seconds", {"BEAMREC_ALLOWED_LATENESS": float}),
-    Setting("max_delay", 0.0, "seconds", {"BEAMREC_MAX_DELAY": float}),
+    Setting("max_delay", 2.0, "seconds", {"BEAMREC_MAX_DELAY": float}),
     Setting("dedupe_horizon", 24, "hours", {"BEAMREC_DEDUPE_HORIZON": _whole}),
     Setting("shards", 8, "shards", {"BEAMREC_SHARDS": _whole}),
 )
