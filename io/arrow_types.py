@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from beamrec.schemas.errors import BadDataError, UsageError
 
 __all__ = ["arrow_type", "check_key_type", "to_array"]

@@ -15,11 +15,12 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 import pymysql
+from pymysql.converters import conversions
+from pymysql.cursors import SSCursor
+
 from beamrec.io.arrow_types import arrow_type
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
-from pymysql.converters import conversions
-from pymysql.cursors import SSCursor
 
 __all__ = [
     "PASSWORD_VARIABLE",

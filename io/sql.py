@@ -5,15 +5,16 @@ so that one range holds whole partitions and the stages behind it need no shuffl
 """
 
 import dataclasses
-import datetime
+import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import apache_beam as beam
-import beamrec.transforms.coders  # noqa: F401
 import pyarrow as pa
 import pyarrow.compute as pc
+
+import beamrec.transforms.coders  # noqa: F401
 from beamrec.io.arrow_types import check_key_type, to_array
 from beamrec.io.registry import backend, reject_password, scheme_of
 from beamrec.schemas.errors import BadDataError, UsageError
@@ -176,7 +177,7 @@ def read_ratings(uri: str, shop: Shop, range_rows: int) -> Iterator[SourceSnapsh
     module: Backend = backend("tables", uri, "--source")
     with module.connect(uri) as connection:
         method = module.begin_snapshot(connection)
-        taken_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        taken_at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         ratings = _TableReader.open(module, connection, shop.ratings.name, _rating_columns(shop))
         customers = _open_entities(module, connection, shop.customers)
         products = _open_entities(module, connection, shop.products)
@@ -196,7 +197,7 @@ def read_ratings(uri: str, shop: Shop, range_rows: int) -> Iterator[SourceSnapsh
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class ReadRatings(beam.PTransform):  # type: ignore[misc]
     """Reads a shop as `RatingsRange`s (output RATINGS) of one `SourceSnapshot` (output SNAPSHOT)."""
 

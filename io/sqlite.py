@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from beamrec.io.arrow_types import arrow_type
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 

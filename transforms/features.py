@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
-import beamrec.transforms.coders  # noqa: F401
 import pyarrow as pa
 import pyarrow.compute as pc
+
+import beamrec.transforms.coders  # noqa: F401
 from beamrec.schemas.shop import Feature
 
 __all__ = ["BuildFeatures", "build_features"]
@@ -40,7 +41,7 @@ def build_features(batch: pa.RecordBatch, key: str, features: Sequence[Feature])
     return pa.RecordBatch.from_arrays(columns, names=[key, *(f.column for f in features)])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class BuildFeatures(beam.PTransform):  # type: ignore[misc]
     """`build_features` on a PCollection of record batches."""
 
@@ -77,9 +78,11 @@ def _text(column: pa.Array) -> pa.Array:
     return pc.cast(column, pa.string())
 
 
+def _plain(column: pa.Array) -> pa.Array:
+    """Partition columns come from Hive paths as dictionaries."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
 def _is_text(type_: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    return bool(
-        pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-    )
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(kind(type_) for kind in kinds)

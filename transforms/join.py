@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 import apache_beam as beam
-import beamrec.transforms.coders  # noqa: F401
 import pyarrow as pa
 import pyarrow.compute as pc
+
+import beamrec.transforms.coders  # noqa: F401
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import Shop
 
@@ -33,7 +34,7 @@ def join_features(range_: RatingsRange, shop: Shop) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class JoinFeatures(beam.PTransform):  # type: ignore[misc]
     """`join_features` on validated `RatingsRange`s; ranges without a rating give nothing."""
 

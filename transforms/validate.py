@@ -1,18 +1,19 @@
 """Ratings that keep the Shop's rules, and dead letters for those that break one."""
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-import beamrec.transforms.coders  # noqa: F401
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+import beamrec.transforms.coders  # noqa: F401
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import Shop
@@ -70,7 +71,7 @@ def validate_ratings(range_: RatingsRange, shop: Shop, system: str) -> tuple[Rat
     return dataclasses.replace(range_, ratings=ordered.filter(pa.array(broken < 0))), letters
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class ValidateRatings(beam.PTransform):  # type: ignore[misc]
     """`validate_ratings` on `RatingsRange`s: outputs VALID (ranges) and DEAD_LETTERS (lists of them)."""
 
@@ -99,7 +100,7 @@ def _json_value(value: Any) -> str:
         return value.hex()
     if isinstance(value, decimal.Decimal):
         return format(value, "f")
-    if isinstance(value, datetime.date):
+    if isinstance(value, dt.date):
         return value.isoformat()
     raise TypeError(f"no canonical JSON for a {type(value).__name__}")
 
