@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from apache_beam import coders
@@ -21,43 +22,50 @@ from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, Unb
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import Progress, drain_requested
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import open_store
+from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
 
-__all__ = ["EventFiles"]
+__all__ = ["EventFiles", "identity", "open_sources"]
 
 _PART_BYTES = 4 << 20
 _SYSTEM = "file:"
 _LIST_SECONDS = 0.1
+# Two bundle times: on Flink a window that a drain closes can fire twice if the last bundle is open.
+_DRAIN_HOLD_SECONDS = 0.3
 _TAIL_SECONDS = 60.0
 _BLANK = b" \t\r\n"
 _LOGGER = logging.getLogger(__name__)
 
 
+def open_sources(uri: str, options: SourceOptions) -> "list[EventFiles]":
+    """One source a split; raises UsageError if the folder is not there."""
+    folder = identity(uri)
+    if not os.path.isdir(folder):
+        raise UsageError(f"--input {uri}: no such folder; events are read from the JSONL files inside it")
+    return [EventFiles(folder, options, index) for index in range(options.splits)]
+
+
+def identity(uri: str) -> str:
+    """The absolute path of the folder."""
+    return os.path.abspath(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri)
+
+
 @dataclasses.dataclass(frozen=True)
 class EventFiles(UnboundedSource):  # type: ignore[misc]
-    """A folder of JSONL files, read from where the ledger of `output` says that it stands.
+    """A folder of JSONL files, read from where the ledger of the output says that it stands.
 
     Attributes:
-      folder: local path.
-      output: URI of the output folder, which holds the ledger.
-      run: id of this run; `request_drain` with it makes the readers report their end.
-      max_delay_seconds: the watermark is arrival time less this.
-      stop_when_idle_seconds: report the end after this long without data; None runs until drained.
-      batch_rows: most rows in one batch.
-      splits, split_index: this is one of `splits` readers; files are dealt by their names.
+      folder: absolute local path.
+      options: what the source needs to know of the job.
+      split_index: this is one of `options.splits` readers; files are dealt by their names.
     """
 
     folder: str
-    output: str
-    run: str
-    max_delay_seconds: float = 2.0
-    stop_when_idle_seconds: float | None = None
-    drain_hold_seconds: float = 0.3
-    batch_rows: int = 1000
-    splits: int = 1
+    options: SourceOptions
     split_index: int = 0
 
     def split(self, desired_num_splits: int, options: Any = None) -> list["EventFiles"]:
@@ -82,7 +90,7 @@ class EventFiles(UnboundedSource):  # type: ignore[misc]
 
     def owns(self, name: str) -> bool:
         """Whether this split reads the file."""
-        return zlib.crc32(name.encode()) % self.splits == self.split_index
+        return zlib.crc32(name.encode()) % self.options.splits == self.split_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +112,8 @@ class _File:
 class _Reader(UnboundedReader):  # type: ignore[misc]
     def __init__(self, source: EventFiles) -> None:
         self._source = source
-        self._store = open_store(source.output)
+        self._options = source.options
+        self._store = open_store(source.options.output)
         self._log = SourceLog(self._store)
         self._progress = Progress.load(self._store)
         self._files: dict[str, _File] = {}
@@ -121,19 +130,19 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
         return self.advance()
 
     def advance(self) -> bool:
-        if self._ended_at is not None or drain_requested(self._store, self._source.run):
-            self._end()
+        if self._ended_at is not None:
             return False
+        draining = drain_requested(self._store, self._options.run)
         batch = next(self._batches, None)
-        while batch is None and self._next_part():
+        while batch is None and self._next_part(seal_new=not draining):
             batch = next(self._batches, None)
         if batch is not None:
             self._current = batch
             self._idle_since = time.monotonic()
             return True
-        limit = self._source.stop_when_idle_seconds
-        if limit is not None and time.monotonic() - self._idle_since >= limit:
-            self._end()
+        limit = self._options.stop_when_idle_seconds
+        if draining or (limit is not None and time.monotonic() - self._idle_since >= limit):
+            self._ended_at = time.monotonic()
         return False
 
     def get_current(self) -> pa.RecordBatch:
@@ -145,8 +154,7 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
 
     def get_watermark(self) -> Timestamp:
         if self._ended_at is not None:
-            # A window that a drain closes can fire twice on Flink if the last bundle is still open.
-            held = time.monotonic() - self._ended_at < self._source.drain_hold_seconds
+            held = time.monotonic() - self._ended_at < _DRAIN_HOLD_SECONDS
             return self._watermark() if held else MAX_TIMESTAMP
         return self._watermark()
 
@@ -154,31 +162,32 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
         self._marks += 1
         return _Mark(self._marks)
 
-    def _end(self) -> None:
-        if self._ended_at is None:
-            self._ended_at = time.monotonic()
-
     def _watermark(self) -> Timestamp:
         return MIN_TIMESTAMP if self._watermark_us is None else Timestamp(micros=self._watermark_us)
 
     def _advance_watermark(self, arrival_seconds: float) -> None:
-        micros = int((arrival_seconds - self._source.max_delay_seconds) * 1e6)
+        micros = int((arrival_seconds - self._options.max_delay_seconds) * 1e6)
         self._watermark_us = max(micros, self._watermark_us or 0)
 
-    def _next_part(self) -> bool:
-        """Opens the next part in order of arrival; False if there is nothing new."""
+    def _next_part(self, seal_new: bool) -> bool:
+        """Opens the next part in order of arrival; False if there is nothing new.
+
+        A drain opens nothing new but ends what is sealed, for that already counts as *in*.
+        """
         if not self._pending:
             self._list()
         while self._pending:
             arrival, name = self._pending.pop(0)
             file = self._files[name]
+            if not file.sealed and not seal_new:
+                continue
             part, data = self._replay(file) if file.sealed else self._seal(file)
             if part is None:
                 continue
             if file.sealed or part.position - part.after >= _PART_BYTES // 2:
                 self._pending.insert(0, (arrival, name))
             self._advance_watermark(min(arrival, part.arrival_us / 1e6))
-            self._batches = _batches(part, data, file.progress, self._source.batch_rows)
+            self._batches = _batches(part, data, file.progress, self._options.batch_rows)
             return True
         return False
 
@@ -219,7 +228,7 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
         try:
             with open(Path(self._source.folder) / file.name, "rb") as stream:
                 stat = os.fstat(stream.fileno())
-                data = _whole_lines(stream, file.end, stat, self._source.stop_when_idle_seconds)
+                data = _whole_lines(stream, file.end, stat, self._options.stop_when_idle_seconds)
         except FileNotFoundError:
             return None, b""
         records = sum(1 for _ in _records(data))

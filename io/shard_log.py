@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -97,9 +96,9 @@ def _path(shard: int, number: int) -> str:
     return f"{_folder(shard)}/{number:012d}.arrow"
 
 
-def read_entries(store: Store, shard: int) -> Iterator[Entry]:
-    """All committed entries of a shard in order."""
-    for name in store.names(_folder(shard)):
+def read_entries(store: Store, shard: int, first: int = 0) -> Iterator[Entry]:
+    """The committed entries of a shard from number `first` on, in order."""
+    for name in store.names(_folder(shard))[first:]:
         yield Entry.decode(store.read(f"{_folder(shard)}/{name}"))
 
 
@@ -230,16 +229,11 @@ class ShardLog:
 def _segments(rows: pa.Table, part: str) -> dict[str, list[bytes]]:
     """Lines by segment path; a duplicate has a fate but no line."""
     segments: dict[str, list[bytes]] = {}
-    columns = (rows[name].to_pylist() for name in ("fate", "folder", "hour", "line"))
-    for fate, folder, hour, line in zip(*columns, strict=True):
+    columns = (rows[name].to_pylist() for name in ("fate", "folder", "line"))
+    for fate, folder, line in zip(*columns, strict=True):
         if fate != Fate.DUPLICATE:
-            segments.setdefault(f"{folder}/{_hour_path(hour)}/{part}", []).append(line)
+            segments.setdefault(f"{folder}/{part}", []).append(line)
     return segments
-
-
-def _hour_path(hour: datetime) -> str:
-    utc = hour.astimezone(UTC)
-    return f"year={utc.year:04d}/month={utc.month:02d}/day={utc.day:02d}/hour={utc.hour:02d}"
 
 
 def _result(rows: pa.Table, replays: int) -> CommitResult:

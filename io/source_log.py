@@ -7,6 +7,7 @@ the other adopts what the winner wrote.
 """
 
 import dataclasses
+import itertools
 import json
 from urllib.parse import quote, unquote
 
@@ -43,11 +44,12 @@ class SourceLog:
         """Names of all sources that anything was read from."""
         return [unquote(name) for name in self._store.names(_FOLDER)]
 
-    def parts(self, source: str) -> list[Part]:
-        """All parts of a source, in order; raises ValueError if they do not join."""
+    def parts(self, source: str, first: int = 0) -> list[Part]:
+        """The parts of a source from the `first` on, in order; raises ValueError if they do not join."""
         folder = f"{_FOLDER}/{quote(source, safe='')}"
-        parts = [Part(**json.loads(self._store.read(f"{folder}/{n}"))) for n in self._store.names(folder)]
-        for before, part in zip(parts, parts[1:], strict=False):
+        names = self._store.names(folder)[first:]
+        parts = [Part(**json.loads(self._store.read(f"{folder}/{name}"))) for name in names]
+        for before, part in itertools.pairwise(parts):
             if before.position != part.after:
                 raise ValueError(
                     f"source log of {source}: a part ends at {before.position} and the next begins at "

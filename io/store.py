@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["LocalStore", "Store", "open_store"]
+__all__ = ["LocalStore", "Store", "clean_staged", "open_store"]
 
 
 class Store(Protocol):
@@ -51,6 +51,7 @@ class Store(Protocol):
 
 
 _STAGED = "_ledger/staged"
+_STALE_SECONDS = 86_400.0
 
 
 class LocalStore:
@@ -146,6 +147,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def clean_staged(store: Store) -> None:
+    """Removes staged objects that a killed writer left behind, once no writer can still be at work on them."""
+    for name in store.names(_STAGED):
+        if store.age_seconds(f"{_STAGED}/{name}") > _STALE_SECONDS:
+            store.discard(f"{_STAGED}/{name}")
 
 
 def open_store(uri: str) -> LocalStore:

@@ -7,31 +7,33 @@ gap or an overlap in the ledger shows without reading the source again. A source
 """
 
 import enum
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
 from beamrec.schemas.shop import Shop, Table
 
 __all__ = [
-    "EVENT_ID",
+    "CANDIDATES",
     "OUTCOMES",
     "RAW_EVENTS",
     "RELEASE_CHECKSUM",
     "RELEASE_ID",
     "RELEASE_URI",
     "RESERVED_FIELDS",
+    "SERVING",
+    "SIMILAR",
     "TIMESTAMP",
     "Fate",
     "event_schema",
     "key_type",
+    "rfc3339",
 ]
 
 TIMESTAMP = pa.timestamp("us", "UTC")
 
 # Schema metadata that stamps a batch with its release (DESIGN 7).
 RELEASE_ID, RELEASE_URI, RELEASE_CHECKSUM = b"release", b"release_uri", b"release_checksum"
-
-EVENT_ID = "event_id"
 
 # Fields that the recommendation record adds; an event's own fields of these names do not pass through.
 RESERVED_FIELDS = (
@@ -74,7 +76,35 @@ OUTCOMES = pa.schema(
         pa.field("line", pa.binary(), nullable=False),
     ]
 )
-"""What the sink takes: the line to write, the folder below the output and the hour it belongs to."""
+"""What the sink takes: the line to write, its folder below the output and the hour that it belongs to."""
+
+SERVING = pa.schema(
+    [
+        pa.field("customer_id", pa.string(), nullable=False),
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("event_time", TIMESTAMP, nullable=False),
+        pa.field("processed_at", TIMESTAMP, nullable=False),
+        pa.field("release", pa.string(), nullable=False),
+        pa.field("served_by", pa.string(), nullable=False),
+        pa.field("recommended_items", pa.string(), nullable=False),
+        pa.field("similar_items", pa.string(), nullable=False),
+    ]
+)
+"""Rows of the serving table; the two lists as JSON text."""
+
+
+CANDIDATES = pa.list_(pa.struct([("id", pa.string()), ("score", pa.float64())]))
+"""Items by descending score: inner products, or reciprocal ranks of the popularity list."""
+
+SIMILAR = pa.list_(
+    pa.struct(
+        [
+            ("product", pa.string()),
+            ("items", pa.list_(pa.struct([("id", pa.string()), ("distance", pa.float64())]))),
+        ]
+    )
+)
+"""Neighbours by ascending distance of each distinct product of the history that the release knows."""
 
 
 def key_type(table: Table) -> pa.DataType:
@@ -103,3 +133,8 @@ def event_schema(shop: Shop) -> pa.Schema:
             pa.field("history", pa.list_(entry), nullable=False),
         ]
     )
+
+
+def rfc3339(time: datetime) -> str:
+    """An aware time in UTC with a `Z`, microseconds where it has any."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

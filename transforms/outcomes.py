@@ -1,15 +1,17 @@
 """Outcome rows: what the sink writes for a record, whatever its fate."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import OUTCOMES, Fate
 
-__all__ = ["RECOMMENDATIONS", "hour_of", "outcomes", "position_of"]
+__all__ = ["RECOMMENDATIONS", "PartitionStyle", "hour_folder", "hour_of", "outcomes", "position_of"]
+
+PartitionStyle = Literal["hive", "plain"]
 
 RECOMMENDATIONS = "recommendations"
 
@@ -23,6 +25,14 @@ def position_of(row: dict[str, Any]) -> dict[str, Any]:
 def hour_of(time: datetime) -> datetime:
     """The hour that a time belongs to."""
     return time.replace(minute=0, second=0, microsecond=0)
+
+
+def hour_folder(folder: str, hour: datetime, style: PartitionStyle = "hive") -> str:
+    """Folder of an hour below `folder`; the event-time hour is in UTC."""
+    utc = hour.astimezone(UTC)
+    if style == "plain":
+        return f"{folder}/{utc:%Y/%m/%d/%H}"
+    return f"{folder}/year={utc:%Y}/month={utc:%m}/day={utc:%d}/hour={utc:%H}"
 
 
 def outcomes(rows: Sequence[tuple[dict[str, Any], str | None, DeadLetter]], fate: Fate) -> pa.RecordBatch:
@@ -41,7 +51,7 @@ def outcomes(rows: Sequence[tuple[dict[str, Any], str | None, DeadLetter]], fate
                 "position": row["position"],
                 "event_id": event_id or f"{row['source']}@{row['position']}",
                 "fate": str(fate),
-                "folder": f"errors/{letter.stage}",
+                "folder": hour_folder(f"errors/{letter.stage}", row["arrival"]),
                 "hour": hour_of(row["arrival"]),
                 "line": letter.to_json(),
             }

@@ -15,7 +15,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.deadletters import DeadLetter
-from beamrec.schemas.events import RESERVED_FIELDS, Fate, event_schema
+from beamrec.schemas.events import RESERVED_FIELDS, Fate, event_schema, rfc3339
 from beamrec.schemas.shop import Feature, Shop
 from beamrec.transforms.outcomes import outcomes, position_of
 
@@ -66,7 +66,7 @@ def parse_events(
                 error_message=str(error),
                 payload=row["payload"],
                 source=position_of(row),
-                first_seen=row["arrival"].isoformat(),
+                first_seen=rfc3339(row["arrival"]),
             )
             dead.append((row, None, letter))
     events = pa.RecordBatch.from_pylist(good, schema=event_schema(shop))

@@ -12,7 +12,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.deadletters import DeadLetter
-from beamrec.schemas.events import Fate
+from beamrec.schemas.events import Fate, rfc3339
 from beamrec.transforms.outcomes import outcomes, position_of
 
 __all__ = ["SplitWindows", "WindowBatches", "split_windows"]
@@ -73,7 +73,7 @@ def _expired(events: pa.RecordBatch, allowed_lateness_seconds: float) -> pa.Reco
             error_message=message,
             payload=row["payload"],
             source=position_of(row),
-            first_seen=row["arrival"].isoformat(),
+            first_seen=rfc3339(row["arrival"]),
             event_id=row["event_id"],
         )
         letters.append((row, row["event_id"], letter))

@@ -1,0 +1,78 @@
+"""Reading events: what every unbounded source is told, and one transform over all of them.
+
+A source's module (see `io.registry`, kind `events`) has `open_sources(uri, options)`, which returns one
+`UnboundedSource` of RAW_EVENTS batches per split, and `identity(uri)`, the text that says which positions
+are meant; it is stored with the output and must not change.
+"""
+
+import dataclasses
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.io.unbounded_source import ReadFromUnboundedSource, UnboundedSource
+
+import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.registry import backend
+
+__all__ = ["ReadEvents", "SourceOptions", "identity", "open_sources"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """What a source needs to know of the job.
+
+    Attributes:
+      output: URI of the output folder, which holds the ledger.
+      run: id of this run; `request_drain` with it makes the readers report their end.
+      max_delay_seconds: the watermark is arrival time less this.
+      stop_when_idle_seconds: report the end after this long without data; None runs until drained.
+      splits: number of readers, fixed for the job.
+      batch_rows: most rows in one batch.
+    """
+
+    output: str
+    run: str
+    max_delay_seconds: float = 2.0
+    stop_when_idle_seconds: float | None = None
+    splits: int = 1
+    batch_rows: int = 1000
+
+
+def open_sources(uri: str, options: SourceOptions) -> list[UnboundedSource]:
+    """One source a split; raises UsageError for a scheme that is not known or an input that is not there."""
+    sources: list[UnboundedSource] = backend("events", uri, "--input").open_sources(uri, options)
+    return sources
+
+
+def identity(uri: str) -> str:
+    """What the positions of an input refer to."""
+    return str(backend("events", uri, "--input").identity(uri))
+
+
+@dataclasses.dataclass(eq=False)
+class ReadEvents(beam.PTransform):  # type: ignore[misc]
+    """Reads RAW_EVENTS batches of all splits.
+
+    One Read for each split: on Flink all splits of one Read run on one subtask (the stage is keyed by
+    the source element, which is the same for all of them).
+    """
+
+    sources: list[UnboundedSource]
+    poll_interval: float = 0.05
+    max_read_time_seconds: float = 0.1
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
+        """-> [RAW_EVENTS]."""
+        reads = [
+            begin
+            | f"Split{i}"
+            >> ReadFromUnboundedSource(
+                source,
+                poll_interval=self.poll_interval,
+                max_read_time_seconds=self.max_read_time_seconds,
+            )
+            for i, source in enumerate(self.sources)
+        ]
+        merged = reads | "Merge" >> beam.Flatten(pipeline=begin.pipeline)
+        merged.element_type = pa.RecordBatch
+        return merged

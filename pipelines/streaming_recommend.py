@@ -1,0 +1,236 @@
+"""The unbounded pipeline: click stream in, recommendations out (hourly files and serving table)."""
+
+import dataclasses
+import secrets
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.options.pipeline_options import PipelineOptions
+
+import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.events import ReadEvents, SourceOptions, identity, open_sources
+from beamrec.io.ledger import Settings, account, fix_settings
+from beamrec.io.lease import Lease
+from beamrec.io.pgvector import ReleaseStore
+from beamrec.io.postgres import default_uri
+from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
+from beamrec.io.segments import WriteSegments
+from beamrec.io.store import clean_staged, open_store
+from beamrec.model.handler import TwoTowerHandler
+from beamrec.pipelines.arguments import pipeline_parser
+from beamrec.pipelines.console import Console
+from beamrec.pipelines.environment import default
+from beamrec.pipelines.job import run_job
+from beamrec.runners.preset import ReadSettings, launch
+from beamrec.schemas.errors import BeamrecError, UsageError
+from beamrec.schemas.shop import Shop, load_shop
+from beamrec.schemas.summary import StageSummary
+from beamrec.transforms.features import build_features
+from beamrec.transforms.outcomes import PartitionStyle
+from beamrec.transforms.parse import ParseEvents
+from beamrec.transforms.recommend import FormatRecords, OutputShape, Recommend
+from beamrec.transforms.serving import ServingRows
+from beamrec.transforms.windows import SplitWindows, WindowBatches
+
+__all__ = ["StreamConfig", "StreamOptions", "StreamResult", "build", "main", "run", "run_stream"]
+
+
+class StreamOptions(PipelineOptions):  # type: ignore[misc]
+    """Flags of `beamrec stream`."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--input", default=default("input"), help="folder of JSONL files that grows (path or file://)")
+        add("--output", default=default("output"), help="output folder (path or file://)")
+        add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
+        add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
+        add("--runner", default="prism", help="prism, direct, or a Beam runner's own name")
+        add("--window-seconds", type=int, default=default("window_seconds"), help="event-time windows; divides 3600 [s]")
+        add("--allowed-lateness", type=float, default=default("allowed_lateness"), help="after a window's end [s]")
+        add("--max-delay", type=float, default=default("max_delay"), help="watermark behind arrival [s]")
+        add("--future-tolerance", type=float, default=300.0, help="event time beyond arrival [s]")
+        add("--dedupe-key", help="payload field that identifies an event without event_id")
+        add("--dedupe-horizon", type=int, default=default("dedupe_horizon"), help="how far back ids are known [h]")
+        add("--items", type=int, default=default("items"), help="items a list")
+        add("--seed", type=int, default=default("seed"), help="of --output-shape=course")
+        add("--shards", type=int, default=default("shards"), help="output shards; fixed for an output folder")
+        add("--splits", type=int, default=1, help="readers of the input")
+        add("--output-shape", choices=("full", "course"), default="full", help="record written")
+        add("--partition-style", choices=("hive", "plain"), default="hive", help="hour folders")
+        add("--retrieval", choices=("auto", "exact", "index"), default="auto", help="user to item search")
+        add("--stop-when-idle", type=float, help="drain and end after this long without input [s]")
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """A validated job; what `build` needs and nothing else.
+
+    Raises:
+      UsageError: at construction, for a value out of range.
+    """
+
+    input: str
+    output: str
+    vector_db: str
+    shop: Shop
+    run: str
+    window_seconds: int = 60
+    allowed_lateness: float = 3600.0
+    max_delay: float = 2.0
+    future_tolerance: float = 300.0
+    dedupe_key: str | None = None
+    dedupe_horizon: int = 24
+    items: int = 5
+    seed: int = 42
+    shards: int = 8
+    splits: int = 1
+    output_shape: OutputShape = "full"
+    partition_style: PartitionStyle = "hive"
+    retrieval: Retrieval = "auto"
+    stop_when_idle: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            if not getattr(self, name):
+                raise UsageError(f"--{name} is missing: expected a folder")
+        if self.window_seconds < 1 or 3600 % self.window_seconds:
+            raise UsageError(
+                f"--window-seconds: expected a divisor of 3600 (a window lies in one hour), got {self.window_seconds}"
+            )
+        for name, least in (("items", 1), ("shards", 1), ("splits", 1), ("dedupe_horizon", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("allowed_lateness", "max_delay", "future_tolerance", "stop_when_idle"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1e9:
+                raise UsageError(f"--{name.replace('_', '-')}: expected seconds from 0 on, got {value}")
+
+    @property
+    def settings(self) -> Settings:
+        """What must not change in the output folder."""
+        return Settings(self.shards, identity(self.input), self.dedupe_key, self.shop.name)
+
+    @property
+    def source(self) -> SourceOptions:
+        """What the source needs to know."""
+        return SourceOptions(self.output, self.run, self.max_delay, self.stop_when_idle, self.splits)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamResult:
+    """The account of the output folder after a job, over all runs of it."""
+
+    counts: StageSummary
+    output: str
+
+
+def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | None = None) -> None:
+    """Source to sinks; the only shuffle lies just before the files."""
+    read = read or ReadSettings()
+    sources = open_sources(config.input, config.source)
+    parsed = (
+        pipeline
+        | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds)
+        | "ParseEvents" >> ParseEvents(config.shop, config.dedupe_key, config.future_tolerance)
+    )
+    windows = parsed.events | "SplitWindows" >> SplitWindows(
+        config.window_seconds, config.allowed_lateness, config.max_delay
+    )
+    recommended = (
+        windows.events
+        | "WindowEvents" >> WindowBatches(config.window_seconds)
+        | "EnrichFromPgvector" >> EnrichFromPgvector(config.vector_db, config.shop)
+        | "UserTower" >> RunInference(TwoTowerHandler(config.shop, build_features))
+        | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
+        | "Recommend" >> Recommend(config.items)
+    )
+    _ = recommended | "ServingRows" >> ServingRows(config.shop) | "UpsertServing" >> UpsertServing(config.vector_db)
+    failed = (
+        (parsed.dead, windows.expired)
+        | "Failures" >> beam.Flatten()
+        | "WindowFailures" >> WindowBatches(config.window_seconds)
+    )
+    records = recommended | "FormatRecords" >> FormatRecords(
+        config.output_shape, config.seed, config.partition_style
+    )
+    _ = (
+        (records, failed)
+        | "Outcomes" >> beam.Flatten()
+        | "WriteSegments" >> WriteSegments(config.output, config.shards, config.dedupe_horizon)
+    )
+
+
+def run_stream(
+    config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console
+) -> StreamResult:
+    """Runs the job until it is drained or its input ends, and adds up the output folder.
+
+    Raises:
+      UsageError: another job writes there, the folder was begun with other settings, no release is active.
+      BeamrecError: the job failed, or the account does not add up.
+    """
+    began = time.monotonic()
+    store = open_store(config.output)
+    if ReleaseStore(config.vector_db).active() is None:
+        raise UsageError("no release is active: `beamrec train`, then `beamrec release load` and `promote`")
+    with Lease(store, config.run):
+        fix_settings(store, config.settings)
+        clean_staged(store)
+        with launch(runner, beam_args) as (preset, args):
+            pipeline = beam.Pipeline(options=PipelineOptions(args))
+            build(pipeline, config, preset.read)
+            run_job(pipeline, store, config.run, console)
+        found = account(store)
+    if not found.reconciled:
+        raise BeamrecError(
+            f"the account of {config.output} does not add up: {found.counts.to_dict()}; "
+            f"{'; '.join(found.faults) or 'sums differ'}"
+        )
+    return StreamResult(dataclasses.replace(found.counts, seconds=time.monotonic() - began), config.output)
+
+
+def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, list[str]]:
+    """Flags as (config, runner, flags for Beam); raises UsageError."""
+    pipeline_parser("stream", StreamOptions).parse_args(list(argv))
+    own = ArgumentParser(add_help=False, allow_abbrev=False)
+    StreamOptions._add_argparse_args(own)
+    values, beam_args = own.parse_known_args(list(argv))
+    fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner")}
+    if fields["vector_db"] == "embedded:":
+        fields["vector_db"] = default_uri(console.home)
+    run_id = console.run.record.id if console.run else f"stream-{secrets.token_hex(4)}"
+    return StreamConfig(shop=load_shop(values.shop), run=run_id, **fields), values.runner, beam_args
+
+
+def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
+    """`beamrec stream`: parses, runs, and returns the `--json` object."""
+    console = console or Console()
+    config, runner, beam_args = parse(argv, console)
+    result = run_stream(config, runner, beam_args, console)
+    return {
+        **result.counts.to_dict(),
+        "reconciled": True,
+        "paths": {
+            "recommendations": f"{config.output}/recommendations",
+            "errors": f"{config.output}/errors",
+        },
+    }
+
+
+def main() -> None:
+    """`python -m beamrec.pipelines.streaming_recommend`."""
+    from beamrec.pipelines.cli import main as cli
+
+    cli(["stream"], more=True)
+
+
+if __name__ == "__main__":
+    # By its own path: classes of `__main__` would not be found on a worker.
+    from beamrec.pipelines.streaming_recommend import main as _main
+
+    _main()
