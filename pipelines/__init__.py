@@ -1,1 +1,1 @@
-"""TODO"""
+"""The two pipelines and the command line: options, frozen config, `build`, run. No logic."""

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from beamrec.schemas.errors import UsageError
 
@@ -47,7 +47,8 @@ def leaf_parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for child in kind.__subclasses__():
+    children: list[type] = type.__subclasses__(kind)
+    for child in children:
         yield child
         yield from _subclasses(child)
 
@@ -64,9 +65,9 @@ def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: st
     beam = parser.add_argument_group("Beam's own options", "passed through to the runner")
     for kind in _subclasses(PipelineOptions):
         if kind.__module__.startswith("apache_beam.") and "_add_argparse_args" in vars(kind):
-            kind._add_argparse_args(beam)  # type: ignore[attr-defined]
+            cast(Any, kind)._add_argparse_args(beam)
     own = parser.add_argument_group("options")
-    options._add_argparse_args(own)  # type: ignore[arg-type]
+    options._add_argparse_args(own)
     return parser
 
 
