@@ -52,9 +52,7 @@ def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: Acti
     )
 
 
-def top_items(
-    scores: np.ndarray, ids: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def top_items(scores: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The best items of each row, best first; equal scores in order of their ids' positions.
 
     Args:
@@ -146,7 +144,9 @@ class _SearchDoFn(_StoreDoFn):
     def _search(
         self, release: str, catalogue: Any, vectors: np.ndarray, count: int
     ) -> list[list[tuple[str, float]]]:
-        exact = len(catalogue.ids) <= _EXACT_ITEMS if self._retrieval == "auto" else self._retrieval == "exact"
+        exact = (
+            len(catalogue.ids) <= _EXACT_ITEMS if self._retrieval == "auto" else self._retrieval == "exact"
+        )
         if not exact:
             return self._releases.store.search(release, vectors, count)
         ids, scores = top_items(vectors @ catalogue.vectors.T, np.asarray(catalogue.ids), count)

@@ -25,6 +25,7 @@ from beamrec.pipelines.arguments import pipeline_parser
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.job import run_job
+from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import ReadSettings, launch
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.shop import Shop, load_shop
@@ -39,7 +40,7 @@ from beamrec.transforms.windows import SplitWindows, WindowBatches
 __all__ = ["StreamConfig", "StreamOptions", "StreamResult", "build", "main", "run", "run_stream"]
 
 
-class StreamOptions(PipelineOptions):  # type: ignore[misc]
+class StreamOptions(VerbOptions):
     """Flags of `beamrec stream`."""
 
     @classmethod
@@ -50,12 +51,27 @@ class StreamOptions(PipelineOptions):  # type: ignore[misc]
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
         add("--runner", default="prism", help="prism, direct, or a Beam runner's own name")
-        add("--window-seconds", type=int, default=default("window_seconds"), help="event-time windows; divides 3600 [s]")
-        add("--allowed-lateness", type=float, default=default("allowed_lateness"), help="after a window's end [s]")
+        add(
+            "--window-seconds",
+            type=int,
+            default=default("window_seconds"),
+            help="event-time windows; divides 3600 [s]",
+        )
+        add(
+            "--allowed-lateness",
+            type=float,
+            default=default("allowed_lateness"),
+            help="after a window's end [s]",
+        )
         add("--max-delay", type=float, default=default("max_delay"), help="watermark behind arrival [s]")
         add("--future-tolerance", type=float, default=300.0, help="event time beyond arrival [s]")
         add("--dedupe-key", help="payload field that identifies an event without event_id")
-        add("--dedupe-horizon", type=int, default=default("dedupe_horizon"), help="how far back ids are known [h]")
+        add(
+            "--dedupe-horizon",
+            type=int,
+            default=default("dedupe_horizon"),
+            help="how far back ids are known [h]",
+        )
         add("--items", type=int, default=default("items"), help="items a list")
         add("--seed", type=int, default=default("seed"), help="of --output-shape=course")
         add("--shards", type=int, default=default("shards"), help="output shards; fixed for an output folder")
@@ -104,7 +120,9 @@ class StreamConfig:
             )
         for name, least in (("items", 1), ("shards", 1), ("splits", 1), ("dedupe_horizon", 1)):
             if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(self, name)}")
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(self, name)}"
+                )
         for name in ("allowed_lateness", "max_delay", "future_tolerance", "stop_when_idle"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:
@@ -149,7 +167,11 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
         | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
         | "Recommend" >> Recommend(config.items)
     )
-    _ = recommended | "ServingRows" >> ServingRows(config.shop) | "UpsertServing" >> UpsertServing(config.vector_db)
+    _ = (
+        recommended
+        | "ServingRows" >> ServingRows(config.shop)
+        | "UpsertServing" >> UpsertServing(config.vector_db)
+    )
     failed = (
         (parsed.dead, windows.expired)
         | "Failures" >> beam.Flatten()
@@ -165,9 +187,7 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
     )
 
 
-def run_stream(
-    config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console
-) -> StreamResult:
+def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> StreamResult:
     """Runs the job until it is drained or its input ends, and adds up the output folder.
 
     Raises:
@@ -212,6 +232,11 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     console = console or Console()
     config, runner, beam_args = parse(argv, console)
     result = run_stream(config, runner, beam_args, console)
+    counts = result.counts
+    console.print(
+        f"{counts.records_in:,} events read: {counts.out:,} recommended, {counts.dead_letters:,} dead letters, "
+        f"{counts.duplicates:,} duplicates, {counts.expired:,} expired: {result.output}"
+    )
     return {
         **result.counts.to_dict(),
         "reconciled": True,
@@ -224,9 +249,11 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
 
 def main() -> None:
     """`python -m beamrec.pipelines.streaming_recommend`."""
+    import sys
+
     from beamrec.pipelines.cli import main as cli
 
-    cli(["stream"], more=True)
+    sys.exit(cli(["stream", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
