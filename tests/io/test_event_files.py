@@ -1,0 +1,213 @@
+"""The file source: every line once, the same arrival on every replay, nothing before it is whole."""
+
+import os
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+from beamrec.io.event_files import EventFiles, open_sources
+from beamrec.io.events import SourceOptions
+from beamrec.io.ledger import account, request_drain
+from beamrec.io.shard_log import ShardLog
+from beamrec.io.store import LocalStore
+from beamrec.schemas.errors import UsageError
+from beamrec.schemas.events import OUTCOMES
+
+
+class Job:
+    """An input folder, an output folder, and readers on them."""
+
+    def __init__(self, root: Path) -> None:
+        self.input = root / "in"
+        self.input.mkdir()
+        self.store = LocalStore(root / "out")
+
+    def write(self, name: str, data: bytes, age: float = 10.0) -> None:
+        path = self.input / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        with open(path, "ab") as file:
+            file.write(data)
+        os.utime(path, (time.time() - age, time.time() - age))
+
+    def reader(self, **options):
+        source_options = SourceOptions(str(self.store.root), "run", **options)
+        return EventFiles(str(self.input), source_options).create_reader(None, None)
+
+    def fate(self, rows: list[dict]) -> None:
+        """What the sink does with rows that were read."""
+        table = pa.Table.from_pylist(
+            [
+                {
+                    "source": row["source"],
+                    "after": row["after"],
+                    "position": row["position"],
+                    "event_id": f"{row['source']}{row['position']}",
+                    "fate": "visible",
+                    "folder": "recommendations",
+                    "hour": row["arrival"],
+                    "line": row["payload"],
+                }
+                for row in rows
+            ],
+            schema=OUTCOMES,
+        )
+        ShardLog(self.store, 0, 24).commit(table)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def poll(reader, seconds: float = 0.5) -> list[dict]:
+    """All rows that come within a while."""
+    rows, deadline = [], time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if reader.advance():
+            rows += reader.get_current().to_pylist()
+        else:
+            time.sleep(0.01)
+    return rows
+
+
+def payloads(rows: list[dict]) -> list[bytes]:
+    return [row["payload"] for row in rows]
+
+
+def test_lines_come_in_order_of_arrival_and_tile_their_files(job):
+    job.write("b.jsonl", b"1\n2\n", age=20)
+    job.write("sub/a.jsonl", b"3\n\n  \n4\n", age=10)
+    rows = poll(job.reader())
+    assert payloads(rows) == [b"1", b"2", b"3", b"4"]
+    assert [(r["source"], r["after"], r["position"]) for r in rows] == [
+        ("file:b.jsonl", 0, 2),
+        ("file:b.jsonl", 2, 4),
+        ("file:sub/a.jsonl", 0, 2),
+        ("file:sub/a.jsonl", 2, 8),
+    ]
+    job.fate(rows)
+    assert account(job.store).reconciled
+
+
+def test_hidden_and_temporary_names_are_not_read(job):
+    for name in (".a.jsonl", "_b.jsonl", "c.jsonl.tmp", "d.jsonl.part"):
+        job.write(name, b"1\n")
+    assert poll(job.reader()) == []
+
+
+def test_a_line_without_its_end_waits_for_it(job):
+    job.write("a.jsonl", b'1\n{"half', age=1)
+    reader = job.reader()
+    assert payloads(poll(reader)) == [b"1"]
+    job.write("a.jsonl", b'":2}\n', age=0)
+    assert payloads(poll(reader)) == [b'{"half":2}']
+
+
+def test_a_last_line_without_its_end_counts_when_the_file_was_left_alone(job):
+    job.write("a.jsonl", b"1\n2", age=61)
+    assert payloads(poll(job.reader())) == [b"1", b"2"]
+
+
+def test_a_growing_file_keeps_the_arrival_of_each_part(job):
+    job.write("a.jsonl", b"1\n", age=100)
+    reader = job.reader()
+    first = poll(reader)
+    job.write("a.jsonl", b"2\n", age=50)
+    second = poll(reader)
+    replay = poll(job.reader())
+    assert [row["arrival"] for row in replay] == [first[0]["arrival"], second[0]["arrival"]]
+    assert (second[0]["arrival"] - first[0]["arrival"]).total_seconds() == pytest.approx(50, abs=1)
+
+
+def test_a_replay_has_the_same_arrival_although_the_file_was_touched(job):
+    job.write("a.jsonl", b"1\n2\n", age=100)
+    first = poll(job.reader())
+    os.utime(job.input / "a.jsonl")
+    assert poll(job.reader()) == first
+
+
+def test_a_restart_leaves_out_what_has_a_fate(job):
+    job.write("a.jsonl", b"".join(b"%d\n" % i for i in range(10)))
+    rows = poll(job.reader())
+    job.fate(rows[:3] + rows[5:7])
+    assert payloads(poll(job.reader())) == [b"3", b"4", b"7", b"8", b"9"]
+    job.fate(rows)
+    assert poll(job.reader()) == []
+    job.write("a.jsonl", b"new\n")
+    assert payloads(poll(job.reader())) == [b"new"]
+
+
+def test_a_large_file_comes_in_parts_and_batches(job):
+    lines = [b"x" * 99 + b"\n"] * 100_000
+    job.write("a.jsonl", b"".join(lines))
+    reader, rows = job.reader(), 0
+    while reader.advance():
+        batch = reader.get_current()
+        assert batch.num_rows <= 1000
+        rows += batch.num_rows
+    assert rows == 100_000
+
+
+def test_a_record_larger_than_a_part_is_whole(job):
+    job.write("a.jsonl", b"y" * (9 << 20) + b"\n1\n")
+    assert [len(p) for p in payloads(poll(job.reader()))] == [9 << 20, 1]
+
+
+def test_files_of_several_splits_are_dealt_once(job):
+    for i in range(20):
+        job.write(f"{i}.jsonl", b"%d\n" % i)
+    sources = open_sources(str(job.input), SourceOptions(str(job.store.root), "run", splits=3))
+    rows = [payloads(poll(source.create_reader(None, None))) for source in sources]
+    assert all(rows)
+    assert sorted(sum(rows, [])) == sorted(b"%d" % i for i in range(20))
+
+
+def test_the_watermark_follows_arrival_then_the_clock(job):
+    job.write("a.jsonl", b"1\n", age=1000)
+    reader = job.reader(max_delay_seconds=5)
+    assert reader.advance()
+    assert float(reader.get_watermark()) == pytest.approx(time.time() - 1005, abs=2)
+    poll(reader)
+    assert float(reader.get_watermark()) == pytest.approx(time.time() - 5, abs=2)
+
+
+def test_a_file_dated_in_the_future_arrives_now(job):
+    job.write("a.jsonl", b"1\n", age=-86_400)
+    (row,) = poll(job.reader())
+    assert row["arrival"].timestamp() == pytest.approx(time.time(), abs=5)
+
+
+def test_a_drain_ends_what_is_sealed_and_opens_nothing_new(job):
+    job.write("a.jsonl", b"1\n2\n3\n")
+    reader = job.reader(batch_rows=1)
+    assert reader.start()
+    job.write("b.jsonl", b"4\n")
+    request_drain(job.store, "run")
+    rows = reader.get_current().to_pylist() + poll(reader, 1.0)
+    assert payloads(rows) == [b"1", b"2", b"3"]
+    assert reader.get_watermark() == MAX_TIMESTAMP
+    job.fate(rows)
+    assert account(job.store).reconciled
+
+
+def test_an_idle_source_ends_when_it_was_told_to(job):
+    reader = job.reader(stop_when_idle_seconds=0.3)
+    assert poll(reader, 0.2) == []
+    assert reader.get_watermark() < Timestamp(time.time() + 60)
+    poll(reader, 0.6)
+    assert reader.get_watermark() == MAX_TIMESTAMP
+
+
+def test_a_shortened_file_whose_lines_are_needed_again_is_an_error(job):
+    job.write("a.jsonl", b"1\n2\n3\n")
+    poll(job.reader())
+    (job.input / "a.jsonl").write_bytes(b"1\n")
+    with pytest.raises(ValueError, match="append-only"):
+        poll(job.reader())
+
+
+def test_an_input_folder_that_is_not_there_is_a_usage_error(job):
+    with pytest.raises(UsageError, match="no such folder"):
+        open_sources(str(job.input / "missing"), SourceOptions(str(job.store.root), "run"))
