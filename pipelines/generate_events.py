@@ -1,5 +1,6 @@
-"""A seeded click stream with every dirty case that real streams hold."""
+"""`beamrec generate events`: a seeded click stream with every dirty case that real streams hold."""
 
+import argparse
 import dataclasses
 import datetime as dt
 import json
@@ -10,11 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from beamrec.io.registry import backend
+from beamrec.io.registry import backend, known_schemes, reject_password
+from beamrec.pipelines.console import Console
+from beamrec.pipelines.environment import default
 from beamrec.schemas.errors import UsageError
-from beamrec.schemas.shop import Shop, Table
+from beamrec.schemas.shop import Shop, Table, load_shop
 
-__all__ = ["Dirt", "EventGenerator", "read_catalogue", "write_events"]
+__all__ = [
+    "HELP",
+    "Catalogue",
+    "Dirt",
+    "EventGenerator",
+    "add_arguments",
+    "read_catalogue",
+    "run",
+    "write_events",
+]
+
+HELP = "writes click-stream events, good and dirty, into a folder"
 
 _UNSEEN_CITIES = ("Bräcke", "Charleroi", "Östersund", "São Paulo", "")
 _UNSEEN_COUNTRIES = ("Iceland", "Chile", "")
@@ -229,3 +243,57 @@ def write_events(
 def _lines(generator: EventGenerator, count: int) -> Iterator[bytes]:
     for _ in range(count):
         yield generator.line(dt.datetime.now(dt.UTC))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `generate events`."""
+    add = parser.add_argument
+    schemes = ", ".join(known_schemes("tables"))
+    add("--output", required=True, help="folder to write a new JSONL file into [folder]")
+    add("--source", default=default("source"), help=f"shop to draw from: {schemes} [URI]")
+    add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
+    add("--events", type=int, default=2000, help="how many")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--rate", type=float, help="events a second; all at once if not given [1/s]")
+    pace.add_argument("--mean-interval", type=float, help="the same as an interval [s]")
+    add("--seed", type=int, default=default("seed"), help="the same seed makes the same events")
+    add("--no-event-time", action="store_true", help="without event_time and event_id, as some producers are")
+    for field in dataclasses.fields(Dirt):
+        unit = "s" if field.name == "max_late_seconds" else "0 to 1"
+        flag = f"--{field.name.replace('_', '-')}"
+        add(flag, type=float, default=field.default, help=f"{_DIRT_HELP[field.name]} [{unit}]")
+
+
+_DIRT_HELP = {
+    "garbage": "lines that are no valid event",
+    "duplicates": "events sent twice",
+    "late": "events that happened a while before",
+    "expired": "events that happened a day before",
+    "unknown_customers": "customers that are not in the shop",
+    "unknown_products": "products that are not in the shop",
+    "max_late_seconds": "how late at most",
+}
+
+
+def run(values: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Writes the events and returns the `--json` object."""
+    if not values.source:
+        raise UsageError("--source is missing: customers and products are drawn from a shop database")
+    rate = 1 / values.mean_interval if values.mean_interval else values.rate
+    if values.events < 1 or (rate is not None and rate <= 0):
+        raise UsageError("--events, --rate and --mean-interval: expected more than zero")
+    reject_password(values.source, "--source", "BEAMREC_SOURCE_PASSWORD")
+    shop = load_shop(values.shop)
+    dirt = Dirt(**{field.name: getattr(values, field.name) for field in dataclasses.fields(Dirt)})
+    generator = EventGenerator(
+        shop, read_catalogue(values.source, shop), values.seed, dirt, not values.no_event_time
+    )
+    path = write_events(
+        generator,
+        Path(values.output),
+        values.events,
+        rate,
+        lambda sent: console.progress(f"{sent:,} of {values.events:,} events sent"),
+    )
+    console.print(f"{values.events:,} events: {path}")
+    return {"events": values.events, "paths": {"events": str(path)}}
