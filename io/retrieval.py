@@ -3,15 +3,32 @@
 One SQL statement a batch. An outage is waited out (the store retries); it never makes a dead letter.
 """
 
-from typing import Literal
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.pgvector import Catalogue, ReleaseStore
+from beamrec.schemas.errors import UsageError
+from beamrec.schemas.events import CANDIDATES, RELEASE_CHECKSUM, RELEASE_ID, RELEASE_URI, SIMILAR
+from beamrec.schemas.releases import ActiveRelease
+from beamrec.schemas.serving import ServingRow
+from beamrec.schemas.shop import Shop
 
 __all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "enrich", "top_items"]
 
 Retrieval = Literal["auto", "exact", "index"]
 
-# Up to this many items the exact product of a batch was faster than the index; both give one contract.
+# Up to this many items `auto` multiplies in the worker (570 users/s at 200 k items, more below) rather than
+# asking the index (800 queries/s on a whole server).
 _EXACT_ITEMS = 50_000
 _ACTIVE_SECONDS = 1.0
 _CACHED_RELEASES = 3
@@ -78,7 +95,7 @@ class _Releases:
         self.store = ReleaseStore(uri, patient=True)
         self._lock = threading.Lock()
         self._active: tuple[float, ActiveRelease] | None = None
-        self._catalogues: dict[str, Any] = {}
+        self._catalogues: dict[str, Catalogue] = {}
 
     def active(self) -> ActiveRelease:
         with self._lock:
@@ -89,7 +106,7 @@ class _Releases:
                 self._active = time.monotonic(), release
             return self._active[1]
 
-    def catalogue(self, release: str) -> Any:
+    def catalogue(self, release: str) -> Catalogue:
         with self._lock:
             if release not in self._catalogues:
                 self._catalogues[release] = self.store.catalogue(release)
@@ -142,7 +159,7 @@ class _SearchDoFn(_StoreDoFn):
         yield batch.append_column("candidates", pa.array(candidates, CANDIDATES))
 
     def _search(
-        self, release: str, catalogue: Any, vectors: np.ndarray, count: int
+        self, release: str, catalogue: Catalogue, vectors: np.ndarray, count: int
     ) -> list[list[tuple[str, float]]]:
         exact = (
             len(catalogue.ids) <= _EXACT_ITEMS if self._retrieval == "auto" else self._retrieval == "exact"

@@ -150,7 +150,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def clean_staged(store: Store) -> None:
-    """Removes staged objects that a killed writer left behind, once no writer can still be at work on them."""
+    """Removes what killed writers left staged, once no writer can still be at work on it."""
     for name in store.names(_STAGED):
         if store.age_seconds(f"{_STAGED}/{name}") > _STALE_SECONDS:
             store.discard(f"{_STAGED}/{name}")

@@ -17,6 +17,13 @@ from beamrec.schemas.errors import BeamrecError
 __all__ = ["run_job"]
 
 _PROGRESS_SECONDS = 2.0
+_WORDS = {
+    "in": "read",
+    "out": "recommended",
+    "dead_letters": "dead letters",
+    "duplicates": "duplicates",
+    "expired": "expired",
+}
 
 
 def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -> None:
@@ -40,10 +47,7 @@ def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -
                 shown = time.monotonic()
                 counts = tally.update().to_dict()
                 console.record(counts)
-                console.progress(
-                    f"read {counts['in']:,}, recommended {counts['out']:,}, dead letters "
-                    f"{counts['dead_letters']:,}, duplicates {counts['duplicates']:,}, expired {counts['expired']:,}"
-                )
+                console.progress(", ".join(f"{_WORDS[n]} {counts[n]:,}" for n in _WORDS))
     if "error" in outcome:
         raise BeamrecError(f"the job failed: {_last_line(outcome['error'])}") from outcome["error"]
 
@@ -56,7 +60,7 @@ def _drain(store: Store, run: str, console: Console) -> None:
 def _wait(result: Any, outcome: dict[str, BaseException]) -> None:
     try:
         result.wait_until_finish()
-    except BaseException as error:  # handed to the main thread
+    except BaseException as error:  # noqa: BLE001  (handed to the main thread)
         outcome["error"] = error
 
 

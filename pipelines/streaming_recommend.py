@@ -13,8 +13,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import ReadEvents, SourceOptions, identity, open_sources
-from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.lease import Lease
+from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import default_uri
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
@@ -116,7 +116,8 @@ class StreamConfig:
                 raise UsageError(f"--{name} is missing: expected a folder")
         if self.window_seconds < 1 or 3600 % self.window_seconds:
             raise UsageError(
-                f"--window-seconds: expected a divisor of 3600 (a window lies in one hour), got {self.window_seconds}"
+                "--window-seconds: expected a divisor of 3600 (a window lies in one hour), "
+                f"got {self.window_seconds}"
             )
         for name, least in (("items", 1), ("shards", 1), ("splits", 1), ("dedupe_horizon", 1)):
             if getattr(self, name) < least:
@@ -234,8 +235,9 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     result = run_stream(config, runner, beam_args, console)
     counts = result.counts
     console.print(
-        f"{counts.records_in:,} events read: {counts.out:,} recommended, {counts.dead_letters:,} dead letters, "
-        f"{counts.duplicates:,} duplicates, {counts.expired:,} expired: {result.output}"
+        f"{counts.records_in:,} events read: {counts.out:,} recommended, "
+        f"{counts.dead_letters:,} dead letters, {counts.duplicates:,} duplicates, "
+        f"{counts.expired:,} expired: {result.output}"
     )
     return {
         **result.counts.to_dict(),

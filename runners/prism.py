@@ -86,7 +86,7 @@ def _download(problem: str) -> str:
 
     try:
         return str(PrismJobServer(PipelineOptions([]))._get_executable_path())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (any failure is one way less)
         raise UnavailableError(
             f"Prism {_beam_version()} is needed to stream and could not be had: {problem}; Beam's download "
             f"failed: {error}. Install Go, or give a binary with --prism_location, or use --runner=direct "
@@ -105,7 +105,7 @@ def _start(beam_args: Sequence[str]) -> Iterator[list[str]]:
         stderr=subprocess.STDOUT,
         # A session of its own, or Ctrl-C would end Prism before anything drains.
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
     )
     threading.Thread(target=_copy_log, args=(process,), name="prism-log", daemon=True).start()
     try:

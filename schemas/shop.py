@@ -177,27 +177,6 @@ class Shop:
           UsageError: a key is missing, unknown or of the wrong type.
         """
 
-        def build(kind: type, values: Any, where: str) -> Any:
-            if not isinstance(values, Mapping):
-                raise UsageError(f"{where}: expected a table, got {values!r}")
-            known = {f.name for f in dataclasses.fields(kind)}
-            unknown = sorted(set(values) - known)
-            if unknown:
-                raise UsageError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-            try:
-                return kind(**values)
-            except TypeError as error:
-                raise UsageError(f"{where}: {error}") from None
-
-        def table(values: Any, where: str) -> Table:
-            if not isinstance(values, Mapping):
-                raise UsageError(f"{where}: expected a table, got {values!r}")
-            features = values.get("features", ())
-            if not isinstance(features, list | tuple):
-                raise UsageError(f"{where}.features: expected an array of tables, got {features!r}")
-            built = tuple(build(Feature, f, f"{where}.features[{i}]") for i, f in enumerate(features))
-            return build(Table, {**values, "features": built}, where)
-
         unknown = sorted(set(data) - {"name", "customers", "products", "ratings", "events"})
         if unknown:
             raise UsageError(f"shop: unknown key {unknown[0]!r}")
@@ -206,10 +185,10 @@ class Shop:
                 raise UsageError(f"shop: the table [{required}] is missing; `beamrec init` writes an example")
         return cls(
             name=str(data.get("name", "shop")),
-            customers=table(data["customers"], "customers"),
-            products=table(data["products"], "products"),
-            ratings=build(RatingsTable, data["ratings"], "ratings"),
-            events=build(EventMapping, data.get("events", {}), "events"),
+            customers=_table(data["customers"], "customers"),
+            products=_table(data["products"], "products"),
+            ratings=_build(RatingsTable, data["ratings"], "ratings"),
+            events=_build(EventMapping, data.get("events", {}), "events"),
         )
 
     @classmethod
@@ -231,6 +210,29 @@ class Shop:
             return cls.from_dict(data)
         except UsageError as error:
             raise UsageError(f"--shop {path}: {error}") from None
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: expected a table, got {values!r}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _table(values: Any, where: str) -> Table:
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: expected a table, got {values!r}")
+    features = values.get("features", ())
+    if not isinstance(features, list | tuple):
+        raise UsageError(f"{where}.features: expected an array of tables, got {features!r}")
+    built = tuple(_build(Feature, f, f"{where}.features[{i}]") for i, f in enumerate(features))
+    return _build(Table, {**values, "features": built}, where)
 
 
 def load_shop(path: str | None) -> Shop:

@@ -54,11 +54,12 @@ class BuildFeatures(beam.PTransform):  # type: ignore[misc]
 
 def _feature(column: pa.Array, feature: Feature) -> pa.Array:
     try:
-        return (
-            pc.cast(_float64(column), pa.float32(), safe=False) if feature.kind == "number" else _text(column)
-        )
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"feature {feature.column}: expected numbers: {error}") from None
+        if feature.kind == "number":
+            return pc.cast(_float64(column), pa.float32(), safe=False)
+        return _text(column)
+    except pa.ArrowInvalid:
+        # Arrow's message would quote the value, which may be personal.
+        raise ValueError(f"feature {feature.column}: not readable as a {feature.kind}") from None
 
 
 def _float64(column: pa.Array) -> pa.Array:

@@ -25,6 +25,7 @@ __all__ = [
 
 OutputShape = Literal["full", "course"]
 
+
 def recommend(batch: pa.RecordBatch, items: int) -> pa.RecordBatch:
     """Ranks, filters and says which path served.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+
 from beamrec.io.event_files import EventFiles, open_sources
 from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import account, request_drain
@@ -161,7 +162,7 @@ def test_files_of_several_splits_are_dealt_once(job):
     sources = open_sources(str(job.input), SourceOptions(str(job.store.root), "run", splits=3))
     rows = [payloads(poll(source.create_reader(None, None))) for source in sources]
     assert all(rows)
-    assert sorted(sum(rows, [])) == sorted(b"%d" % i for i in range(20))
+    assert sorted(payload for part in rows for payload in part) == sorted(b"%d" % i for i in range(20))
 
 
 def test_the_watermark_follows_arrival_then_the_clock(job):

@@ -1,17 +1,18 @@
 """The account: in is counted at the source, fates at the sink, and gaps and overlaps are found."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from beamrec.io.ledger import Progress, Settings, Tally, account, fix_settings
+
 from beamrec.io.lease import Lease
+from beamrec.io.ledger import Progress, Settings, Tally, account, fix_settings
 from beamrec.io.shard_log import ShardLog
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import OUTCOMES
-import pyarrow as pa
-from datetime import UTC, datetime
 
 
 @pytest.fixture
@@ -92,9 +93,12 @@ def test_settings_of_an_output_folder_cannot_change(store):
 
 
 def test_one_job_at_a_time(store):
-    with Lease(store, "first"):
-        with pytest.raises(UsageError, match="run first .* is writing"), Lease(store, "second"):
-            pass
+    with (
+        Lease(store, "first"),
+        pytest.raises(UsageError, match=r"run first .* is writing"),
+        Lease(store, "second"),
+    ):
+        pass
     with Lease(store, "third"):
         pass
 

@@ -1,17 +1,19 @@
 """The shard log: each record has one fate whoever writes, however often, and whenever a writer dies."""
 
+import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from beamrec.io.ledger import missing_segments
 from beamrec.io.shard_log import CommitResult, Entry, ShardLog, read_entries
 from beamrec.io.store import LocalStore
 from beamrec.schemas.events import OUTCOMES
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 HOUR = datetime(2026, 11, 22, 7, tzinfo=UTC)
 
@@ -121,10 +123,8 @@ class _KillAt:
 def test_a_writer_killed_at_any_step_leaves_nothing_lost_and_nothing_twice(store, operation, after):
     later = HOUR + timedelta(hours=1)
     rows = pa.concat_tables([outcomes((1, "a"), (2, "b"), (3, "b")), outcomes((4, "c"), hour=later)])
-    try:
+    with contextlib.suppress(_Killed):
         ShardLog(_KillAt(store, operation, after), 0, 24).commit(rows)
-    except _Killed:
-        pass
     ShardLog(store, 0, 24).commit(rows)
     assert sorted(visible(store)) == ["a@1", "b@2", "c@4"]
     assert sum(entry.rows.num_rows for entry in read_entries(store, 0)) == 4

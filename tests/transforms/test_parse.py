@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
+
 from beamrec.schemas.events import RAW_EVENTS, event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.parse import ParseEvents, parse_events

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
+
 from beamrec.schemas.events import CANDIDATES, RELEASE_ID, SERVING, SIMILAR, event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.recommend import FormatRecords, Recommend, format_records, recommend

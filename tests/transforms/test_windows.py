@@ -7,11 +7,12 @@ import pyarrow as pa
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.test_stream import TestStream
 from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from beamrec.schemas.events import event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.windows import SplitWindows, WindowBatches, split_windows
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ARRIVAL = datetime(2026, 11, 22, 12, 0, 30, tzinfo=UTC)
 
