@@ -10,7 +10,10 @@ from beamrec.schemas.errors import UsageError
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-__all__ = ["VerbParser", "flag_name", "given", "leaf_parsers", "pipeline_parser"]
+__all__ = ["BEAM_GROUP", "VerbParser", "flag_name", "given", "leaf_parsers", "pipeline_parser"]
+
+
+BEAM_GROUP = "Beam's own options"
 
 
 def flag_name(text: str) -> str:
@@ -62,7 +65,7 @@ def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: st
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = VerbParser(prog=f"beamrec {verb}", description=description, conflict_handler="resolve")
-    beam = parser.add_argument_group("Beam's own options", "passed through to the runner")
+    beam = parser.add_argument_group(BEAM_GROUP, "passed through to the runner")
     for kind in _subclasses(PipelineOptions):
         if kind.__module__.startswith("apache_beam.") and "_add_argparse_args" in vars(kind):
             cast(Any, kind)._add_argparse_args(beam)
