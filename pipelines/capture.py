@@ -32,8 +32,12 @@ def own_stream(stream: TextIO) -> Iterator[TextIO]:
     except (OSError, io.UnsupportedOperation):
         yield stream  # not a file (a test's capture): nothing redirects it
         return
-    with open(descriptor, "w", encoding=stream.encoding, errors="backslashreplace", buffering=1) as copy:
+    copy = open(descriptor, "w", encoding=stream.encoding, errors="backslashreplace", buffering=1)  # noqa: SIM115
+    try:
         yield copy
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            copy.close()
 
 
 @contextlib.contextmanager

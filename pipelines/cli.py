@@ -10,7 +10,6 @@ unavailable; 130 interrupted; 1 anything else.
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import sys
 import time
@@ -185,7 +184,8 @@ def _run(argv: Sequence[str], json_wanted: bool, out: TextIO, err: TextIO) -> di
 
 def _print_json(result: dict[str, Any], seconds: float, out: TextIO) -> None:
     values = {"ok": not result.get("exit_code"), "seconds": round(seconds, 3), **result}
-    print(json.dumps(values, ensure_ascii=False, default=str), file=out, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+        print(json.dumps(values, ensure_ascii=False, default=str), file=out, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,17 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"beamrec {__version__}")
         return 0
     json_wanted = "--json" in argv
-    try:
-        with contextlib.ExitStack() as stack:
-            out, err = (stack.enter_context(capture.own_stream(s)) for s in (sys.stdout, sys.stderr))
-            with capture.stdout_to_stderr() if json_wanted else contextlib.nullcontext():
-                result = _run(argv, json_wanted, out, err)
-            if json_wanted:
-                _print_json(result, time.monotonic() - started, out)
-    except BrokenPipeError:
-        # The reader of a pipe (`beamrec runs list | head`) left; the flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context(capture.own_stream(s)) for s in (sys.stdout, sys.stderr))
+        with capture.stdout_to_stderr() if json_wanted else contextlib.nullcontext():
+            result = _run(argv, json_wanted, out, err)
+        if json_wanted:
+            _print_json(result, time.monotonic() - started, out)
     return int(result.get("exit_code", 0))
 
 

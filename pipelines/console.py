@@ -45,6 +45,7 @@ class Console:
         self._out = self._err if json else out or sys.stdout
         self._spinner: Status | None = None
         self._progress = ""
+        self._left = False
 
     @property
     def terminal(self) -> TextIO:
@@ -54,7 +55,12 @@ class Console:
     def print(self, text: str = "") -> None:
         """Prints text for a human: standard output, or standard error with `--json`."""
         self.close()
-        print(text, file=self._out, flush=True)
+        if not self._left:
+            try:
+                print(text, file=self._out, flush=True)
+            except BrokenPipeError:
+                # The reader of a pipe (`beamrec runs list | head`) left; the work goes on without it.
+                self._left = True
 
     def error(self, text: str) -> None:
         """Prints text to standard error."""
