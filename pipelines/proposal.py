@@ -18,7 +18,7 @@ _PRODUCT = re.compile(r"product|item|article|film|movie|book|song|track|good|tit
 _RATING = re.compile(r"rating|score|stars|grade", re.IGNORECASE)
 # Columns that say who somebody is, or that no two rows share: of no use to a model, and private.
 _IDENTITY = re.compile(
-    r"name|phone|mail|address|password|birth|description|text|comment|image|url|html|(_id|Id|ID|Number)$"
+    r"(?i:name|phone|mail|address|password|birth|description|text|comment|image|url|html)|(_id|Id|ID|Number)$"
 )
 _SCALES = ((1.0, 5.0), (0.0, 5.0), (1.0, 10.0), (0.0, 10.0), (0.0, 100.0))
 
