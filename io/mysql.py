@@ -71,8 +71,7 @@ def connect(uri: str) -> Iterator[pymysql.connections.Connection]:
         try:
             yield connection
         finally:
-            # close() would first read the rest of an unfinished result.
-            connection._force_close()
+            _drop(connection)
     except (pymysql.err.MySQLError, OSError) as error:
         raise _unavailable(shown, error) from None
 
@@ -196,7 +195,8 @@ def _open(parts: SplitResult) -> pymysql.connections.Connection:
         host=parts.hostname,
         port=parts.port or 3306,
         user=unquote(parts.username) if parts.username else None,
-        password=os.environ.get(PASSWORD_VARIABLE, ""),
+        # As bytes: PyMySQL encodes text as Latin-1, the servers expect UTF-8.
+        password=os.environ.get(PASSWORD_VARIABLE, "").encode(),
         database=unquote(parts.path[1:]),
         charset="utf8mb4",
         conv=_CONVERSIONS,
@@ -204,6 +204,13 @@ def _open(parts: SplitResult) -> pymysql.connections.Connection:
         read_timeout=_READ_SECONDS,
         **_tls(parts),
     )
+
+
+def _drop(connection: pymysql.connections.Connection) -> None:
+    """Closes at once; `close()`, and a result's destructor, would first read all rows that are left."""
+    if connection._result is not None:
+        connection._result.unbuffered_active = False
+    connection._force_close()
 
 
 def _tls(parts: SplitResult) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Declared SQL types become exact Arrow types; values that do not fit are refused, never bent."""
+
+import pyarrow as pa
+import pytest
+
+from beamrec.io.arrow_types import arrow_type, check_key_type, to_array
+from beamrec.schemas.errors import BadDataError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("int(11)", pa.int32()),
+        ("int(10) unsigned", pa.uint32()),
+        ("INT UNSIGNED ZEROFILL", pa.uint32()),
+        ("tinyint(1)", pa.int8()),
+        ("smallint(6)", pa.int16()),
+        ("mediumint", pa.int32()),
+        ("bigint(20) unsigned", pa.uint64()),
+        ("decimal(10,2)", pa.decimal128(10, 2)),
+        ("DECIMAL(10, 2) unsigned", pa.decimal128(10, 2)),
+        ("numeric", pa.decimal128(10, 0)),
+        ("decimal(65,30)", pa.decimal256(65, 30)),
+        ("varchar(50)", pa.string()),
+        ("enum('a','b')", pa.string()),
+        ("double", pa.float64()),
+        ("double precision", pa.float64()),
+        ("float", pa.float32()),
+        ("date", pa.date32()),
+        ("datetime(6)", pa.timestamp("us")),
+        ("mediumblob", pa.binary()),
+        ("year(4)", pa.int16()),
+    ],
+)
+def test_a_declared_type_has_its_arrow_type(declared: str, expected: pa.DataType) -> None:
+    assert arrow_type(declared) == expected
+
+
+@pytest.mark.parametrize("declared", ["geometry", "my type", "", "vector(3)"])
+def test_an_unknown_type_is_an_error(declared: str) -> None:
+    with pytest.raises(ValueError, match="unknown column type"):
+        arrow_type(declared)
+
+
+@pytest.mark.parametrize(
+    ("values", "type_", "expected"),
+    [
+        (["21000.00", None, "-0.01"], pa.decimal128(10, 2), ["21000.00", None, "-0.01"]),
+        (["95.7", "3"], pa.decimal128(10, 2), ["95.70", "3.00"]),
+        ([1, None], pa.int16(), ["1", None]),
+        (["18446744073709551615"], pa.uint64(), ["18446744073709551615"]),
+        (["", None, "Norway  "], pa.string(), ["", None, "Norway  "]),
+        (["2004-10-19"], pa.date32(), ["2004-10-19"]),
+        ([None, None], pa.int32(), [None, None]),
+        ([], pa.date32(), []),
+        ([3.0], pa.int32(), ["3"]),
+    ],
+)
+def test_values_keep_their_value(
+    values: list[object], type_: pa.DataType, expected: list[str | None]
+) -> None:
+    array = to_array(values, type_, "t.c")
+    assert array.type == type_
+    assert array.cast(pa.string()).to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([3.5], pa.int32()),
+        (["secret"], pa.int32()),
+        ([2**40], pa.int32()),
+        (["-1"], pa.uint32()),
+        (["1.005"], pa.decimal128(10, 2)),
+        (["123456789.00"], pa.decimal128(10, 2)),
+        (["0000-00-00"], pa.date32()),
+        ([1, "secret"], pa.int64()),
+        (["secret"], pa.float64()),
+    ],
+)
+def test_a_value_that_does_not_fit_names_the_column_and_not_the_value(
+    values: list[object], type_: pa.DataType
+) -> None:
+    with pytest.raises(BadDataError, match="table t, column c: expected values of type") as caught:
+        to_array(values, type_, "table t, column c")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_key_must_be_of_the_shops_type() -> None:
+    check_key_type(pa.uint16(), "int", "customers.id")
+    check_key_type(pa.string(), "string", "customers.id")
+    for type_, key_type in ((pa.string(), "int"), (pa.int32(), "string"), (pa.float64(), "int")):
+        with pytest.raises(UsageError, match=r"customers\.id: the shop says key_type"):
+            check_key_type(type_, key_type, "customers.id")

@@ -1,0 +1,153 @@
+"""Every rule sends the rows that break it, and only those, to the dead letters."""
+
+import dataclasses
+import json
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.util import assert_that, equal_to
+
+from beamrec.schemas.ranges import RatingsRange
+from beamrec.schemas.shop import CLASSICMODELS
+from beamrec.transforms.validate import DEAD_LETTERS, VALID, ValidateRatings, canonical_json, validate_ratings
+
+TAKEN_AT = "2026-11-22T07:00:00.000+00:00"
+Row = tuple[int | None, str | None, int | None]
+
+
+def ratings_range(*rows: Row, rating_type: pa.DataType | None = None) -> RatingsRange:
+    """A range of customers 103 and 112 and products S1 and S2."""
+    customer, product, rating = zip(*rows, strict=True) if rows else ((), (), ())
+    return RatingsRange(
+        ratings=pa.RecordBatch.from_pydict(
+            {
+                "customerNumber": pa.array(customer, pa.int32()),
+                "productCode": pa.array(product, pa.string()),
+                "productRating": pa.array(rating, rating_type or pa.int32()),
+            }
+        ),
+        customers=pa.RecordBatch.from_pydict({"customerNumber": pa.array([103, 112], pa.int64())}),
+        products=pa.RecordBatch.from_pydict({"productCode": ["S1", "S2"]}),
+        taken_at=TAKEN_AT,
+    )
+
+
+def check(*rows: Row) -> tuple[list[Row], list[tuple[str, Row]]]:
+    """Valid rows, and (rule, row) of each dead letter."""
+    valid, letters = validate_ratings(ratings_range(*rows), CLASSICMODELS, "sqlite")
+    bad = [(each.error_type, tuple(json.loads(each.payload).values())) for each in letters]
+    return [tuple(row.values()) for row in valid.ratings.to_pylist()], bad
+
+
+def test_valid_ratings_come_out_ordered_by_customer_and_product() -> None:
+    valid, bad = check((112, "S1", 5), (103, "S2", 1), (103, "S1", 3))
+    assert valid == [(103, "S1", 3), (103, "S2", 1), (112, "S1", 5)]
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "row"),
+    [
+        ("null_key", (None, "S1", 3)),
+        ("null_key", (103, None, 3)),
+        ("unknown_customer", (104, "S1", 3)),
+        ("unknown_product", (103, "S3", 3)),
+        ("unknown_product", (103, "s1", 3)),
+        ("unknown_product", (103, "", 3)),
+        ("null_rating", (103, "S1", None)),
+        ("rating_out_of_range", (103, "S1", 0)),
+        ("rating_out_of_range", (103, "S1", 6)),
+        ("rating_out_of_range", (103, "S1", -(2**31))),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_a_dead_letter_with_that_rule(rule: str, row: Row) -> None:
+    valid, bad = check(row, (112, "S2", 4))
+    assert valid == [(112, "S2", 4)]
+    assert bad == [(rule, row)]
+
+
+def test_of_several_broken_rules_the_first_is_reported() -> None:
+    assert check((None, "S9", 77))[1] == [("null_key", (None, "S9", 77))]
+    assert check((999, "S9", 77))[1] == [("unknown_customer", (999, "S9", 77))]
+
+
+def test_of_rows_with_one_key_the_lowest_rating_stays_in_whatever_order_they_come() -> None:
+    rows: list[Row] = [(103, "S1", 5), (103, "S1", 2), (103, "S1", 9), (103, "S2", 2), (112, "S1", 2)]
+    forward, backward = check(*rows), check(*reversed(rows))
+    assert forward == backward
+    assert forward[0] == [(103, "S1", 2), (103, "S2", 2), (112, "S1", 2)]
+    assert ("duplicate_key", (103, "S1", 5)) in forward[1]
+    assert ("rating_out_of_range", (103, "S1", 9)) in forward[1]
+
+
+def test_an_invalid_row_does_not_make_a_valid_one_a_duplicate() -> None:
+    valid, bad = check((103, "S1", 0), (103, "S1", 4))
+    assert valid == [(103, "S1", 4)]
+    assert bad == [("rating_out_of_range", (103, "S1", 0))]
+
+
+def test_ratings_that_are_not_numbers_are_out_of_range() -> None:
+    range_ = ratings_range((103, "S1", float("nan")), (103, "S2", 4.5), rating_type=pa.float64())  # type: ignore[arg-type]
+    valid, letters = validate_ratings(range_, CLASSICMODELS, "sqlite")
+    assert valid.ratings.column("productRating").to_pylist() == [4.5]
+    assert [letter.error_type for letter in letters] == ["rating_out_of_range"]
+
+
+def test_a_text_key_that_is_empty_names_no_partition() -> None:
+    customers = dataclasses.replace(CLASSICMODELS.customers, key_type="string")
+    shop = dataclasses.replace(CLASSICMODELS, customers=customers)
+    range_ = dataclasses.replace(
+        ratings_range(),
+        ratings=pa.RecordBatch.from_pydict(
+            {"customerNumber": ["", "a"], "productCode": ["S1", "S1"], "productRating": [3, 3]}
+        ),
+        customers=pa.RecordBatch.from_pydict({"customerNumber": ["", "a"]}),
+    )
+    valid, letters = validate_ratings(range_, shop, "mysql")
+    assert valid.ratings.column(0).to_pylist() == ["a"]
+    assert [letter.error_type for letter in letters] == ["empty_key"]
+
+
+def test_an_empty_range_is_valid() -> None:
+    assert check() == ([], [])
+
+
+def test_a_dead_letter_says_where_the_row_is_what_was_expected_and_what_came() -> None:
+    _, (letter,) = validate_ratings(ratings_range((103, "S1", 9)), CLASSICMODELS, "mysql")
+    assert letter.stage == "validate"
+    assert letter.error_message == "expected productRating from 1 to 5, got 9"
+    assert letter.payload == b'{"customerNumber":103,"productCode":"S1","productRating":9}'
+    assert letter.source == {
+        "system": "mysql",
+        "name": "ratings",
+        "position": {"customerNumber": 103, "productCode": "S1"},
+    }
+    assert letter.first_seen == TAKEN_AT
+
+
+def test_canonical_json_sorts_keys_and_keeps_decimals_exact() -> None:
+    row: dict[str, Any] = pa.RecordBatch.from_pydict(
+        {
+            "b": pa.array(["1.10"]).cast(pa.decimal128(10, 2)),
+            "a": pa.array([b"\xff"]),
+            "d": pa.array(["2026-11-22"]).cast(pa.date32()),
+            "é": [None],
+        }
+    ).to_pylist()[0]
+    assert canonical_json(row) == '{"a":"ff","b":"1.10","d":"2026-11-22","é":null}'.encode()
+
+
+def test_the_transform_has_both_outputs() -> None:
+    with TestPipeline() as pipeline:
+        outputs = (
+            pipeline
+            | beam.Create([ratings_range((103, "S1", 3), (103, "S2", 8)), ratings_range((112, "S1", 1))])
+            | ValidateRatings(CLASSICMODELS, "sqlite")
+        )
+        valid = outputs[VALID] | beam.FlatMap(lambda each: each.ratings.column(2).to_pylist())
+        rules = outputs[DEAD_LETTERS] | beam.FlatMap(lambda letters: [each.error_type for each in letters])
+        assert_that(valid, equal_to([3, 1]), label="valid")
+        assert_that(rules, equal_to(["rating_out_of_range"]), label="dead letters")
