@@ -45,10 +45,7 @@ Answer = TypeVar("Answer")
 
 
 def default_uri(home: str | os.PathLike[str]) -> str:
-    """`--vector-db` where none is given: the course's `VECTOR_DB_HOST`, else the server under `home`."""
-    host = os.environ.get("VECTOR_DB_HOST")
-    if host:
-        return f"postgresql://{os.environ.get('VECTOR_DB_USER', 'postgres')}@{host}:5432/postgres"
+    """What a bare `embedded:` means: the server under `home`, by an absolute path that workers find."""
     return embedded.embedded_uri(home)
 
 
