@@ -1,0 +1,64 @@
+"""`beamrec demo`: the main job end to end on the embedded default."""
+
+import argparse
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from beamrec.pipelines.arguments import VerbParser
+from beamrec.pipelines.console import Console
+from beamrec.pipelines.environment import default
+
+HELP = "runs the main job end to end on a generated shop, with nothing to set up"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    verb = VerbParser(prog="beamrec demo", description=HELP)
+    add = verb.add_argument
+    add("--customers", type=int, default=120, help="rows of the table")
+    add("--products", type=int, default=110, help="rows of the table")
+    add("--ratings", type=int, default=2500, help="valid ratings")
+    add("--bad", type=int, default=12, help="ratings beyond these that break a rule")
+    add("--events", type=int, default=2000, help="events that are streamed")
+    add("--seed", type=int, default=default("seed"), help="the same seed makes the same shop and events")
+    return verb
+
+
+def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
+    """Runs the demo, prints its summary, and returns the `--json` object."""
+    values = parser().parse_args(list(argv))
+    console.status("loading Apache Beam …")
+    from beamrec.pipelines.demo import DemoConfig, run_demo
+    from beamrec.pipelines.shop_tables import ShopSize
+
+    run_id = console.run.record.id if console.run else f"demo-{secrets.token_hex(4)}"
+    size = ShopSize(values.customers, values.products, values.ratings, values.bad, values.seed)
+    folder = console.home / "demo" / run_id
+    folder.mkdir(parents=True)
+    result = run_demo(DemoConfig(folder, run_id, size, values.events, values.seed), console)
+    _print_summary(result, console)
+    return (
+        result if result["reconciled"] else {**result, "exit_code": 1, "error": "an account does not add up"}
+    )
+
+
+def _print_summary(result: dict[str, Any], console: Console) -> None:
+    columns = ("in", "out", "dead_letters", "duplicates", "expired", "seconds")
+    console.print(f"\n{'stage':<9}" + "".join(f"{name.replace('_', ' '):>14}" for name in columns))
+    for name, stage in result["stages"].items():
+        figures = [f"{stage[c]:,.1f}" if c == "seconds" else f"{stage[c]:,}" for c in columns]
+        console.print(f"{name:<9}" + "".join(f"{figure:>14}" for figure in figures))
+    console.print()
+    for name, path in result["paths"].items():
+        console.print(f"{name:<16} {path}")
+    if result["example"]:
+        console.print("\none event with its recommendations:")
+        console.print(json.dumps(result["example"], ensure_ascii=False, indent=1))
+    stream = result["stages"]["stream"]
+    verdict = "holds" if result["reconciled"] else "DOES NOT HOLD"
+    console.print(
+        f"\nin = out + dead letters + duplicates + expired: {stream['in']:,} = {stream['out']:,} + "
+        f"{stream['dead_letters']:,} + {stream['duplicates']:,} + {stream['expired']:,} {verdict}"
+    )
