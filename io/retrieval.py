@@ -165,9 +165,11 @@ class _SearchDoFn(_StoreDoFn):
             len(catalogue.ids) <= _EXACT_ITEMS if self._retrieval == "auto" else self._retrieval == "exact"
         )
         if not exact:
-            return self._releases.store.search(release, vectors, count)
+            found: list[list[tuple[str, float]]] = self._releases.store.search(release, vectors, count)
+            return found
         ids, scores = top_items(vectors @ catalogue.vectors.T, np.asarray(catalogue.ids), count)
-        return [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+        ranked = zip(ids.tolist(), scores.tolist(), strict=True)
+        return [list(zip(row_ids, row_scores, strict=True)) for row_ids, row_scores in ranked]
 
 
 class _UpsertDoFn(_StoreDoFn):

@@ -38,7 +38,8 @@ def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -
     tally = Tally(store)
     with _DrainOnSignal(lambda: _drain(store, run, console)):
         result = pipeline.run()
-        waiting = threading.Thread(target=_wait, args=(result, outcome := {}), daemon=True)
+        outcome: dict[str, BaseException] = {}
+        waiting = threading.Thread(target=_wait, args=(result, outcome), daemon=True)
         waiting.start()
         shown = 0.0
         while waiting.is_alive():

@@ -232,7 +232,8 @@ def _table(values: Any, where: str) -> Table:
     if not isinstance(features, list | tuple):
         raise UsageError(f"{where}.features: expected an array of tables, got {features!r}")
     built = tuple(_build(Feature, f, f"{where}.features[{i}]") for i, f in enumerate(features))
-    return _build(Table, {**values, "features": built}, where)
+    table: Table = _build(Table, {**values, "features": built}, where)
+    return table
 
 
 def load_shop(path: str | None) -> Shop:

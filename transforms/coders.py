@@ -18,7 +18,7 @@ class RecordBatchCoder(coders.Coder):  # type: ignore[misc]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, value.schema) as writer:
             writer.write_batch(value)
-        return sink.getvalue().to_pybytes()
+        return bytes(sink.getvalue())
 
     def decode(self, encoded: bytes) -> pa.RecordBatch:
         """The inverse of `encode`; the batch shares memory with `encoded`."""
@@ -31,7 +31,8 @@ class RecordBatchCoder(coders.Coder):  # type: ignore[misc]
 
     def to_type_hint(self) -> type:
         """The type that this coder is registered for."""
-        return pa.RecordBatch
+        kind: type = pa.RecordBatch
+        return kind
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)

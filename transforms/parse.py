@@ -91,13 +91,13 @@ class _Parser:
             self._shop.customers.key: self._customer(event.get(self._map.customer), self._map.customer),
         }
         for feature in self._shop.user_features:
-            columns[feature.column] = _feature(feature, event.get(feature.event_field))
+            columns[feature.column] = _feature(feature, event.get(str(feature.event_field)))
         columns["fields"] = _fields(event)
         return columns
 
     def _event_id(self, event: dict[str, Any], row: dict[str, Any]) -> str:
-        for name in (self._map.event_id, self._dedupe_key):
-            value = event.get(name) if name else None
+        for name in filter(None, (self._map.event_id, self._dedupe_key)):
+            value = event.get(name)
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, str | int) or value == "":

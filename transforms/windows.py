@@ -57,7 +57,7 @@ def split_windows(
 
 
 def _micros(column: pa.Array) -> np.ndarray:
-    return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return np.asarray(column.cast(pa.int64()))
 
 
 def _expired(events: pa.RecordBatch, allowed_lateness_seconds: float) -> pa.RecordBatch:
