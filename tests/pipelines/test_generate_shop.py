@@ -1,0 +1,118 @@
+"""The made-up shop: seeded, dirty as asked, skewed, and with something in it to learn."""
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from beamrec.pipelines.cli import main as cli
+from beamrec.pipelines.generate_shop import ShopSize, generate_shop, make_shop
+from beamrec.schemas.errors import UsageError
+
+
+def test_the_default_shop_has_the_size_of_the_real_one() -> None:
+    tables = make_shop(ShopSize())
+    assert {name: table.num_rows for name, table in tables.items()} == {
+        "customers": 120,
+        "products": 110,
+        "ratings": 2500,
+    }
+    ratings = tables["ratings"]
+    pairs = ratings.select(["customerNumber", "productCode"]).to_pylist()
+    assert len({tuple(pair.values()) for pair in pairs}) == 2500
+    counts = {
+        row["values"]: row["counts"] for row in pc.value_counts(ratings.column("productRating")).to_pylist()
+    }
+    assert set(counts) == {1, 2, 3, 4, 5}
+    assert min(counts.values()) > 25
+
+
+def test_the_same_seed_makes_the_same_shop_and_another_seed_another() -> None:
+    one, two, other = (make_shop(ShopSize(ratings=100, seed=seed)) for seed in (7, 7, 8))
+    assert all(one[name].equals(two[name]) for name in one)
+    assert not one["ratings"].equals(other["ratings"])
+
+
+def test_some_features_are_null_empty_or_untrimmed() -> None:
+    customers = make_shop(ShopSize(customers=400))["customers"]
+    assert 0 < customers.column("state").null_count < 400
+    assert 0 < customers.column("postalCode").null_count < 60
+    assert "" in customers.column("postalCode").to_pylist()
+    assert {"Norway", "Norway  "} <= set(customers.column("country").to_pylist())
+
+
+def test_bad_ratings_are_as_many_as_asked() -> None:
+    tables = make_shop(ShopSize(bad=12))
+    ratings = tables["ratings"]
+    assert ratings.num_rows == 2512
+    in_scale = pc.fill_null(
+        pc.is_in(ratings.column("productRating"), pc.unique(np.arange(1, 6, dtype=np.int32))), False
+    )
+    customer = pc.is_in(ratings.column("customerNumber"), tables["customers"].column("customerNumber"))
+    product = pc.is_in(ratings.column("productCode"), tables["products"].column("productCode"))
+    assert pc.sum(pc.invert(in_scale)).as_py() == 4
+    assert pc.sum(pc.invert(customer)).as_py() == 4
+    assert pc.sum(pc.invert(product)).as_py() == 4
+
+
+def test_popularity_is_skewed() -> None:
+    ratings = make_shop(ShopSize(customers=2000, products=500, ratings=50_000))["ratings"]
+    counts = np.sort(pc.value_counts(ratings.column("productCode")).field("counts").to_numpy())[::-1]
+    assert counts[:50].sum() > 0.25 * 50_000  # a tenth of the products
+    assert counts[0] > 5 * np.median(counts)
+
+
+def test_ratings_follow_customer_and_product_features() -> None:
+    """Knowing country, credit limit and product line explains a good part of the variance."""
+    tables = make_shop(ShopSize(customers=1000, products=200, ratings=40_000))
+    ratings, customers, products = (tables[name] for name in ("ratings", "customers", "products"))
+    rating = ratings.column("productRating").to_numpy().astype(float)
+    row = pc.index_in(ratings.column("customerNumber"), customers.column("customerNumber")).to_numpy()
+    product = pc.index_in(ratings.column("productCode"), products.column("productCode")).to_numpy()
+    country = (
+        pc.utf8_rtrim_whitespace(customers.column("country")).dictionary_encode().indices.to_numpy()[row]
+    )
+    line = products.column("productLine").dictionary_encode().indices.to_numpy()[product]
+    group = country * 10 + line
+    means = np.bincount(group, rating) / np.maximum(np.bincount(group), 1)
+    assert np.corrcoef(means[group], rating)[0, 1] > 0.4
+
+
+def test_a_shop_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    uri, size = f"sqlite:///{tmp_path}/shop.db", ShopSize(ratings=50)
+    assert generate_shop(uri, size)["ratings"] == 50
+    with pytest.raises(UsageError, match=r"tables customers, products, ratings already.*--overwrite"):
+        generate_shop(uri, ShopSize(ratings=60))
+    assert generate_shop(uri, ShopSize(ratings=70), overwrite=True)["ratings"] == 70
+    with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM ratings").fetchone() == (70,)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"customers": 0}, "--customers: expected at least 1"),
+        ({"bad": -1}, "--bad: expected at least 0"),
+        ({"customers": 10, "products": 10, "ratings": 51}, "give at most 50 ratings"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(size: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ShopSize(**size)
+
+
+def test_the_densest_possible_shop_ends() -> None:
+    assert make_shop(ShopSize(customers=10, products=10, ratings=50))["ratings"].num_rows == 50
+
+
+def test_the_command_says_what_it_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path}/shop.db"
+    assert cli(["generate", "shop", "--output", uri, "--ratings", "90", "--bad", "3", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert result["rows"] == {"customers": 120, "products": 110, "ratings": 93}
+    assert cli(["generate", "shop", "--output", "oracle://h/d"]) == 2
+    assert "expected one of sqlite://, mysql://" in capfd.readouterr().err
