@@ -6,6 +6,7 @@ under such a name. Nothing is ever overwritten, and nothing is visible before it
 """
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -127,6 +128,13 @@ class LocalStore:
             os.link(self.root / staged, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+                raise UsageError(
+                    f"output {self.root}: its file system has no hard links, which effect-once files need; "
+                    "give an output on another one"
+                ) from error
+            raise
         _sync_folder(target.parent)
         return True
 

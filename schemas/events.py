@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from beamrec.schemas.errors import UsageError
 from beamrec.schemas.shop import Shop, Table
 
 __all__ = [
@@ -107,6 +108,19 @@ SIMILAR = pa.list_(
 """Neighbours by ascending distance of each distinct product of the history that the release knows."""
 
 
+_OUR_COLUMNS = {
+    *RAW_EVENTS.names,
+    *OUTCOMES.names,
+    *SERVING.names,
+    "fields",
+    "history",
+    "known",
+    "similar",
+    "user_vector",
+    "candidates",
+}
+
+
 def key_type(table: Table) -> pa.DataType:
     """Arrow type of a table's key on the streaming side."""
     return pa.int64() if table.key_type == "int" else pa.string()
@@ -117,7 +131,17 @@ def event_schema(shop: Shop) -> pa.Schema:
 
     `fields` is the event's own JSON object without `RESERVED_FIELDS`; `history` keeps the order of the
     event, the same product possibly more than once.
+
+    Raises:
+      UsageError: a customer column has the name of a column of ours.
     """
+    own = {shop.customers.key, *(f.column for f in shop.user_features)}
+    taken = sorted(own & _OUR_COLUMNS)
+    if taken:
+        raise UsageError(
+            f"shop {shop.name}: the customer column {taken[0]!r} has the name of a column that the stream "
+            "adds; rename it in the source (a view will do)"
+        )
     entry = pa.struct([("product", key_type(shop.products)), ("in_cart", pa.bool_())])
     user_columns = [
         pa.field(f.column, pa.float64() if f.kind == "number" else pa.string()) for f in shop.user_features
