@@ -86,9 +86,15 @@ def _pairs(
             drawn = _draw(wanted, segments, chances, activity, random)
         else:
             drawn = random.integers(0, size.customers * size.products, wanted)
-        found = np.unique(np.concatenate([found, drawn]))
+        found = _distinct(np.concatenate([found, drawn]))
         rounds += 1
     return np.sort(random.permutation(found)[:count])
+
+
+def _distinct(codes: _Ints) -> _Ints:
+    """Distinct values, ascending; NumPy 2.4's `unique` hashes and took 18 s where this takes 0.4 s."""
+    codes = np.sort(codes)
+    return codes[np.append(True, codes[1:] != codes[:-1])]
 
 
 def _draw(
@@ -98,7 +104,7 @@ def _draw(
     customers = np.sort(_weighted(activity, wanted, random))
     of_segment = segments[customers]
     products = np.empty(wanted, np.int64)
-    for segment in np.unique(of_segment):
+    for segment in np.flatnonzero(np.bincount(of_segment)):
         mine = of_segment == segment
         products[mine] = _weighted(chances[segment], int(mine.sum()), random)
     return customers * chances.shape[1] + products
@@ -112,10 +118,12 @@ def _weighted(weights: _Floats, count: int, random: np.random.Generator) -> _Int
 
 def _spoil(ratings: pa.RecordBatch, count: int, random: np.random.Generator) -> pa.RecordBatch:
     """Gives some ratings a value outside the scale, or none."""
-    values = ratings.column("productRating").to_pylist()
-    for row, position in enumerate(random.choice(len(values), count, replace=False)):
-        values[position] = (0, 9, -1, None)[row % 4]
-    return ratings.set_column(2, "productRating", pa.array(values, pa.int32()))
+    values = ratings.column("productRating").to_numpy().copy()
+    null = np.zeros(len(values), bool)
+    chosen = random.choice(len(values), count, replace=False)
+    values[chosen] = np.resize((0, 9, -1, 0), count)
+    null[chosen[3::4]] = True
+    return ratings.set_column(2, "productRating", pa.array(values, mask=null))
 
 
 def _dangling(ratings: pa.RecordBatch, count: int) -> pa.RecordBatch:
