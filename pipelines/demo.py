@@ -107,7 +107,7 @@ def _active_items(store: ReleaseStore) -> int:
 
 def _streaming_runner(console: Console) -> str:
     try:
-        find_prism()
+        find_prism(say=console.status)
     except UnavailableError as error:
         console.status(f"{error}\n→ streaming on the direct runner instead: output comes at the end only")
         return "direct"

@@ -204,7 +204,7 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     with Lease(store, config.run):
         fix_settings(store, config.settings)
         clean_staged(store)
-        with launch(runner, beam_args) as (preset, args):
+        with launch(runner, beam_args, console.status) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
             build(pipeline, config, preset.read)
             run_job(pipeline, store, config.run, console)

@@ -2,9 +2,14 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["PRESETS", "Preset", "ReadSettings", "launch", "register"]
+__all__ = ["PRESETS", "Preset", "ReadSettings", "Say", "launch", "register"]
+
+
+Say = Callable[[str], None]
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +31,14 @@ class Preset:
 
     Attributes:
       name: value of `--runner`.
-      start: given the user's Beam flags, checks and starts what the runner needs and yields the flags to
-        run with; what it started ends with the `with` block.
+      start: given the user's Beam flags and somebody to tell what takes long, checks and starts what the
+        runner needs and yields the flags to run with; what it started ends with the `with` block.
       read: how unbounded sources are polled on it.
       streams: whether it emits before its input ends.
     """
 
     name: str
-    start: Callable[[Sequence[str]], contextlib.AbstractContextManager[list[str]]]
+    start: Callable[[Sequence[str], Say], contextlib.AbstractContextManager[list[str]]]
     read: ReadSettings = ReadSettings()
     streams: bool = True
 
@@ -48,7 +53,9 @@ def register(preset: Preset) -> Preset:
 
 
 @contextlib.contextmanager
-def launch(name: str, beam_args: Sequence[str]) -> Iterator[tuple[Preset, list[str]]]:
+def launch(
+    name: str, beam_args: Sequence[str], say: Say = _LOGGER.warning
+) -> Iterator[tuple[Preset, list[str]]]:
     """Starts the preset `name` and yields it with the flags for `PipelineOptions`.
 
     A name that is no preset is one of Beam's own runners and is passed on as it is.
@@ -57,8 +64,8 @@ def launch(name: str, beam_args: Sequence[str]) -> Iterator[tuple[Preset, list[s
     import beamrec.runners.direct
     import beamrec.runners.prism  # noqa: F401
 
-    preset = PRESETS.get(name) or Preset(name, lambda args: _as_given(name, args))
-    with preset.start(beam_args) as args:
+    preset = PRESETS.get(name) or Preset(name, lambda args, _: _as_given(name, args))
+    with preset.start(beam_args, say) as args:
         yield preset, args
 
 

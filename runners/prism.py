@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from beamrec.runners.preset import Preset, register
+from beamrec.runners.preset import Preset, Say, register
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = ["PRISM", "find_prism"]
@@ -31,7 +31,7 @@ _OPTIONS = (
 )
 
 
-def find_prism(location: str | None = None) -> str:
+def find_prism(location: str | None = None, say: Say = _LOGGER.warning) -> str:
     """Path of a Prism binary of Beam's version.
 
     It is `location` if given, else the one in Beam's cache, else built with Go if Go is present, else
@@ -49,7 +49,7 @@ def find_prism(location: str | None = None) -> str:
     if cached.is_file():
         return str(cached)
     go = shutil.which("go")
-    problem = _build(go, cached) if go else "Go is not installed"
+    problem = _build(go, cached, say) if go else "Go is not installed"
     return str(cached) if problem is None else _download(problem)
 
 
@@ -65,10 +65,10 @@ def _beam_version() -> str:
     return str(__version__)
 
 
-def _build(go: str, target: Path) -> str | None:
+def _build(go: str, target: Path, say: Say) -> str | None:
     """Builds Prism into the cache; returns what went wrong, or None."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    _LOGGER.warning("building Prism %s with Go; this takes a few minutes, once", _beam_version())
+    say(f"building Prism {_beam_version()}, the streaming runner, with Go: a few minutes, once …")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [go, "install", f"{_PACKAGE}@v{_beam_version()}"]
         built = subprocess.run(  # noqa: S603
@@ -95,10 +95,10 @@ def _download(problem: str) -> str:
 
 
 @contextlib.contextmanager
-def _start(beam_args: Sequence[str]) -> Iterator[list[str]]:
+def _start(beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
     location, rest = _split_location(beam_args)
     port = _free_port()
-    command = [find_prism(location), f"--job_port={port}", "--log_kind=json", "--serve_http=false"]
+    command = [find_prism(location, say), f"--job_port={port}", "--log_kind=json", "--serve_http=false"]
     process = subprocess.Popen(  # noqa: S603
         command,
         stdout=subprocess.PIPE,
