@@ -22,8 +22,8 @@ class TowerOptions:
     dim: int = 32
     feature_dim: int = 8
     hidden: int = 64
-    identity_dropout: float = 0.3
-    category_dropout: float = 0.05
+    identity_dropout: float = 0.5
+    category_dropout: float = 0.2
     normalize: bool = True
 
 
@@ -40,13 +40,13 @@ class TrainingOptions:
     """
 
     tower: TowerOptions = dataclasses.field(default_factory=TowerOptions)
-    epochs: int = 25
+    epochs: int = 8
     batch_size: int = 256
     learning_rate: float = 0.005
     weight_decay: float = 0.01
-    rating_weight: float = 1.0
+    rating_weight: float = 3.0
     softmax_weight: float = 1.0
-    temperature: float = 0.1
+    temperature: float = 0.3
     holdout: float = 0.1
     seed: int = 42
 

@@ -276,9 +276,7 @@ def read_embeddings(path: Path, dim: int) -> tuple[list[str], np.ndarray]:
     seen: set[str] = set()
     for line, key, cell in _rows(path, ("id", "embedding")):
         if not key or key in seen:
-            raise BadDataError(
-                f"{path}:{line}: {'the id is empty' if not key else f'{key!r} stands here twice'}"
-            )
+            raise BadDataError(f"{path}:{line}: expected a new id, got {key!r}{' again' if key else ''}")
         seen.add(key)
         ids.append(key)
         vectors.append(_parse_vector(cell, dim, f"{path}:{line}"))
