@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from beamrec.io import sql
 from beamrec.io.manifest import MANIFEST, open_training, read_manifest
+from beamrec.io.sql import read_ratings
 from beamrec.pipelines.batch_training import BatchConfig, build, run
 from beamrec.pipelines.cli import main as cli
 from beamrec.pipelines.console import Console
@@ -335,6 +337,24 @@ def test_the_graph_publishes_by_itself(shop: str, tmp_path: Path) -> None:
         manifests = build(pipeline, config)
         assert_that(manifests | beam.Map(lambda each: (each.run, each.rows)), equal_to([("run-1", 396)]))
     assert open_training(str(tmp_path / "out")).count_rows() == 396
+
+
+def test_a_range_is_written_before_the_next_one_is_read(
+    shop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read, join, sort and write are one fused stage, or memory would grow with the ratings."""
+    staged: list[int] = []
+
+    def watching(*arguments: Any) -> Iterator[Any]:
+        for part in read_ratings(*arguments):
+            staged.append(len(list((tmp_path / "out").glob("_staging/*/ratings_ml_training/*/*"))))
+            yield part
+
+    monkeypatch.setattr(sql, "read_ratings", watching)
+    batch(shop, tmp_path / "out", "--range-rows", "1")
+    assert len(staged) > 40
+    # The first part is the snapshot, the second the first range; a range of an unknown customer has no file.
+    assert staged[1:41] == list(range(40))
 
 
 @pytest.mark.parametrize(
