@@ -37,7 +37,7 @@ setup(
     description="A unified batch and streaming recommender on Apache Beam, with pgvector",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.12",
     package_dir={f"beamrec.{folder}": folder for folder in FOLDERS},
