@@ -111,7 +111,7 @@ class Manifest:
     @property
     def paths(self) -> set[str]:
         """Every published path."""
-        return {file.path for file in (*self.files, *self.dead_letters)}
+        return {file.path for file in self.files} | {file.path for file in self.dead_letters}
 
     def same_data(self, other: "Manifest") -> bool:
         """Whether the two differ in nothing but the run that wrote them."""
@@ -185,10 +185,12 @@ def count_published(output: str) -> tuple[int, int]:
     if manifest is None:
         raise BadDataError(f"{output}: expected a {MANIFEST} after the run, found none")
     root = open_store(output).root
-    for file in (*manifest.files, *manifest.dead_letters):
+    for file in manifest.files:
         _check_size(root / file.path, file.bytes)
-    letters = sum((root / file.path).read_bytes().count(b"\n") for file in manifest.dead_letters)
-    return manifest.rows, letters
+    for letters in manifest.dead_letters:
+        _check_size(root / letters.path, letters.bytes)
+    lines = sum((root / letters.path).read_bytes().count(b"\n") for letters in manifest.dead_letters)
+    return manifest.rows, lines
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -88,13 +88,15 @@ def _pairs(
             drawn = random.integers(0, size.customers * size.products, wanted)
         found = _distinct(np.concatenate([found, drawn]))
         rounds += 1
-    return np.sort(random.permutation(found)[:count])
+    chosen: _Ints = np.sort(random.permutation(found)[:count])
+    return chosen
 
 
 def _distinct(codes: _Ints) -> _Ints:
-    """Distinct values, ascending; NumPy 2.4's `unique` hashes and took 18 s where this takes 0.4 s."""
-    codes = np.sort(codes)
-    return codes[np.append(True, codes[1:] != codes[:-1])]
+    """Distinct values, ascending; NumPy 2.4's hashing `unique` took 18 s for 2 M pairs, sorting under one."""
+    ascending = np.sort(codes)
+    distinct: _Ints = ascending[np.append(True, ascending[1:] != ascending[:-1])]
+    return distinct
 
 
 def _draw(
@@ -107,13 +109,16 @@ def _draw(
     for segment in np.flatnonzero(np.bincount(of_segment)):
         mine = of_segment == segment
         products[mine] = _weighted(chances[segment], int(mine.sum()), random)
-    return customers * chances.shape[1] + products
+    pairs: _Ints = customers * chances.shape[1] + products
+    return pairs
 
 
 def _weighted(weights: _Floats, count: int, random: np.random.Generator) -> _Ints:
     ends = np.cumsum(weights)
     drawn = np.searchsorted(ends, random.random(count) * ends[-1], side="right")
-    return np.minimum(drawn, len(weights) - 1)
+    # A draw may round up to the very end.
+    inside: _Ints = np.minimum(drawn, len(weights) - 1)
+    return inside
 
 
 def _spoil(ratings: pa.RecordBatch, count: int, random: np.random.Generator) -> pa.RecordBatch:

@@ -176,7 +176,7 @@ def make_customers(size: ShopSize, random: np.random.Generator) -> pa.RecordBatc
             "salesRepEmployeeNumber": pa.array(
                 random.integers(1165, 1703, count), pa.int32(), mask=random.random(count) < 0.15
             ),
-            "creditLimit": _money(np.round(np.clip(random.lognormal(11.1, 0.6, count), 0, 250_000), -2)),
+            "creditLimit": _money(100.0 * np.round(np.minimum(random.lognormal(6.5, 0.6, count), 2_500))),
         }
     )
 

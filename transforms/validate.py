@@ -136,7 +136,8 @@ def _ordered(range_: RatingsRange) -> tuple[pa.RecordBatch, npt.NDArray[np.int64
 
 
 def _find(values: pa.Array, keys: pa.Array) -> npt.NDArray[np.int64]:
-    return pc.fill_null(find_rows(values, keys), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    rows: npt.NDArray[np.int64] = pc.fill_null(pc.cast(find_rows(values, keys), pa.int64()), -1).to_numpy()
+    return rows
 
 
 def _first_broken_rule(
