@@ -9,6 +9,7 @@ from typing import Any
 from beamrec.pipelines.arguments import VerbParser
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.schemas.events import RESERVED_FIELDS
 
 HELP = "runs the main job end to end on a generated shop, with nothing to set up"
 
@@ -54,11 +55,20 @@ def _print_summary(result: dict[str, Any], console: Console) -> None:
     for name, path in result["paths"].items():
         console.print(f"{name:<16} {path}")
     if result["example"]:
-        console.print("\none event with its recommendations:")
-        console.print(json.dumps(result["example"], ensure_ascii=False, indent=1))
+        _print_example(result["example"], console)
     stream = result["stages"]["stream"]
     verdict = "holds" if result["reconciled"] else "DOES NOT HOLD"
     console.print(
         f"\nin = out + dead letters + duplicates + expired: {stream['in']:,} = {stream['out']:,} + "
         f"{stream['dead_letters']:,} + {stream['duplicates']:,} + {stream['expired']:,} {verdict}"
     )
+
+
+def _print_example(record: dict[str, Any], console: Console) -> None:
+    own = {name: value for name, value in record.items() if name not in RESERVED_FIELDS}
+    console.print(f"\none event\n  {json.dumps(own, ensure_ascii=False)}")
+    console.print(f"and its recommendations, by {record['release']} as {record['served_by']}")
+    console.print("  " + ", ".join(f"{i['id']} {i['score']:.3f}" for i in record["recommended_items"]))
+    for entry in record["similar_items"]:
+        items = ", ".join(f"{i['id']} {i['distance']:.3f}" for i in entry["similar_items"])
+        console.print(f"  like {entry['product_code']}: {items}")
