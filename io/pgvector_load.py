@@ -228,8 +228,8 @@ def _distances(rows: np.ndarray, candidates: np.ndarray, operator: str) -> np.nd
     """Distances [rows, candidates] of rows [rows, dim] to candidates [rows, candidates, dim], in float64."""
     a, b = rows[:, None, :].astype(np.float64), candidates.astype(np.float64)
     if operator == "<->":
-        return np.sqrt(((a - b) ** 2).sum(-1))
-    products = (a * b).sum(-1)
+        return np.asarray(np.sqrt(((a - b) ** 2).sum(-1)))
+    products = np.asarray((a * b).sum(-1))
     return 1 - products if operator == "<=>" else -products
 
 
@@ -248,7 +248,7 @@ def _fill_neighbours(cursor: psycopg2.extensions.cursor, contents: ReleaseConten
                     manifest.id,
                     _copy_text(contents.item_ids[row]),
                     _copy_text("{" + ",".join(quoted[i] for i in indices[row]) + "}"),
-                    "{" + ",".join(map(str, np.float32(distances[row]).tolist())) + "}",
+                    "{" + ",".join(str(d) for d in distances[row].astype(np.float32).tolist()) + "}",
                 )
             )
             for row in range(start, min(start + _CHUNK_ROWS, len(quoted)))

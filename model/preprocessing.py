@@ -59,7 +59,7 @@ class FeatureSpec:
         keys = {"user": shop.customers.key, "item": shop.products.key}
         features = {"user": shop.user_features, "item": shop.item_features}
         inputs: dict[str, tuple[TowerInput, ...]] = {}
-        cleaning = {}
+        cleaning: dict[str, Feature] = {}
         for side in _SIDES:
             named = {_input_name(side, number, f): f for number, f in enumerate(features[side])}
             cleaning |= named

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
+import keras  # type: ignore[import-untyped]
 import tensorflow as tf
 
 from beamrec.model.options import TowerOptions

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
+import keras  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
@@ -135,7 +135,7 @@ class _Learner:
         """Trains on rating indices [steps, size]; returns the mean loss."""
         return float(self._epoch(tf.constant(batches)))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def _epoch(self, batches: tf.Tensor) -> tf.Tensor:
         total = tf.constant(0.0)
         for batch in batches:
@@ -187,7 +187,7 @@ class _Learner:
         """Predicted ratings [rows] on the scale 0…1, clipped to it."""
         line = self._line.value.numpy()
         user, item = self._user.numpy()[rows], self._item.numpy()[rows]
-        return np.clip(line[0] + line[1] * (users[user] * items[item]).sum(1), 0, 1)
+        return np.asarray(np.clip(line[0] + line[1] * (users[user] * items[item]).sum(1), 0, 1))
 
 
 def _transformed(

@@ -110,7 +110,7 @@ def test_a_folder_whose_path_is_too_long_for_a_socket(tmp_path: Path) -> None:
         embedded.stop_server(folder)
 
 
-def test_a_start_that_was_killed_in_initdb_leaves_no_half_made_folder(folder: Path) -> None:
+def test_an_empty_folder_that_is_there_already_is_used(folder: Path) -> None:
     folder.mkdir(parents=True)  # empty, as it is made by hand or by a mount
     assert _answers(embedded.ensure_running(folder))
 
