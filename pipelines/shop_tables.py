@@ -5,6 +5,7 @@ ratings can be predicted from features; products are rated as unevenly as in rea
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -220,7 +221,7 @@ def _sometimes(value: str, mask: npt.NDArray[np.bool_]) -> pa.Array:
     return pa.array([value if present else None for present in mask], pa.string())
 
 
-def _money(amounts: npt.NDArray[np.float64]) -> pa.Array:
+def _money(amounts: npt.NDArray[np.floating[Any]]) -> pa.Array:
     """Amounts as decimal(10,2), rounded to cents; non-negative, below 2^63 cents."""
     cents = np.zeros((len(amounts), 2), np.int64)  # low and high word of each 128-bit integer
     cents[:, 0] = np.round(amounts * 100)

@@ -1,5 +1,6 @@
 """Real outside systems for the tests: a private MariaDB server, and the real sample data."""
 
+import contextlib
 import dataclasses
 import getpass
 import os
@@ -66,7 +67,9 @@ def _program(*names: str) -> str:
     found = next((path for path in map(shutil.which, names) if path), None)
     if found:
         return found
-    message = f"MariaDB is not installed: no program {' or '.join(names)} (Debian: mariadb-server)"
+    message = (
+        f"a real MariaDB server is needed: no program {' or '.join(names)} (Debian: mariadb-server, openssl)"
+    )
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
@@ -101,12 +104,10 @@ def _create_user(server: MariaDB) -> None:
     )
 
 
-@pytest.fixture(scope="session")
-def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
-    """A private MariaDB server on a free port; without one tests are skipped, saying so (in CI they fail)."""
+@contextlib.contextmanager
+def _serve(folder: Path, *options: str) -> Iterator[MariaDB]:
+    """A server with its data below `folder`, stopped at the end of the `with` block."""
     install = _program("mariadb-install-db", "mysql_install_db")
-    daemon = _program("mariadbd", "mysqld")
-    folder = tmp_path_factory.mktemp("mariadb")
     user = getpass.getuser()
     subprocess.run(
         [
@@ -120,12 +121,13 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
         stdout=subprocess.DEVNULL,
     )
     # A socket's path must be short; pytest's folders are not.
-    server = MariaDB(Path(f"/tmp/beamrec-{os.getpid()}.sock"), _free_port())  # noqa: S108
+    port = _free_port()
+    server = MariaDB(Path(f"/tmp/beamrec-{port}.sock"), port)  # noqa: S108
     log = folder / "log"
     with open(log, "wb") as output:
         process = subprocess.Popen(
             [
-                daemon,
+                _program("mariadbd", "mysqld"),
                 "--no-defaults",
                 f"--user={user}",
                 f"--datadir={folder}/data",
@@ -133,6 +135,7 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
                 f"--socket={server.socket}",
                 f"--port={server.port}",
                 "--character-set-server=utf8mb4",
+                *options,
             ],
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -144,6 +147,28 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    """A private MariaDB server on a free port; without one tests are skipped, saying so (in CI they fail)."""
+    with _serve(tmp_path_factory.mktemp("mariadb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MariaDB, Path]]:
+    """A second server that speaks TLS as `localhost`, and the file of the authority that vouches for it."""
+    folder = tmp_path_factory.mktemp("tls")
+    make = [_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    authority = ["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"]
+    signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"]
+    server_name = ["-subj", "/CN=server", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem"]
+    for arguments in (authority, [*server_name, *signed, *files]):
+        subprocess.run([*make, *arguments], cwd=folder, check=True, capture_output=True)
+    with _serve(folder, f"--ssl-cert={folder}/cert.pem", f"--ssl-key={folder}/key.pem") as server:
+        yield server, folder / "ca.pem"
 
 
 @pytest.fixture

@@ -160,6 +160,24 @@ def test_a_server_without_tls_is_refused_when_tls_is_asked_for(mariadb: Any, dat
         read(mariadb.uri(database) + "?tls=verify", "t", "v")
 
 
+def _tls_version(uri: str) -> str:
+    with mysql.connect(uri) as connection:
+        ((_, version),) = next(mysql.fetch(connection, "SHOW SESSION STATUS LIKE 'Ssl_version'"))
+        return str(version)
+
+
+def test_a_certificate_is_accepted_only_from_its_authority_and_for_its_host(
+    tls_mariadb: tuple[Any, Path],
+) -> None:
+    server, authority = tls_mariadb
+    by_name = f"mysql://shop@localhost:{server.port}/mysql"
+    assert _tls_version(f"{by_name}?tls=verify&ssl_ca={authority}").startswith("TLS")
+    with pytest.raises(UnavailableError, match="certificate verify failed"):
+        _tls_version(f"{by_name}?tls=verify")
+    with pytest.raises(UnavailableError, match=r"(?i)certificate.*127\.0\.0\.1"):
+        _tls_version(f"{server.uri('mysql')}?tls=verify&ssl_ca={authority}")
+
+
 def test_missing_certificates_are_a_usage_error(mariadb: Any, database: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ssl_ca: cannot read"):
         read(f"{mariadb.uri(database)}?ssl_ca={tmp_path}/none.pem", "t", "v")
