@@ -48,14 +48,35 @@ def render() -> str:
     lines = [HEAD, *(f"- `--{_dashed(n)}`: {_code(names)}" for n, names in PASSWORDS.items())]
     for verb in commands.available():
         lines += ["", f"## {verb}", "", _sentence(commands.summary(verb))]
+        heeded = _heeded_variables(verb)
         for subcommand, parser in leaf_parsers(commands.load(verb).parser()).items():
-            lines += _table(f"beamrec {verb} {subcommand}".strip(), parser, bool(subcommand))
+            title = f"beamrec {verb} {subcommand}" if subcommand else ""
+            lines += _table(title, parser, heeded[subcommand])
     return "\n".join(lines) + "\n"
 
 
-def _table(title: str, parser: argparse.ArgumentParser, has_title: bool) -> Iterator[str]:
-    rows = [_row(action) for action in _own_actions(parser)]
-    if has_title:
+def _heeded_variables(verb: str) -> dict[str, set[str]]:
+    """By subcommand the variables that do change a default: not every `--output` is that of the table."""
+
+    def defaults() -> dict[str, dict[str, object]]:
+        leaves = leaf_parsers(commands.load(verb).parser())
+        return {name: {a.dest: a.default for a in leaf._actions} for name, leaf in leaves.items()}
+
+    bare = defaults()
+    heeded: dict[str, set[str]] = {name: set() for name in bare}
+    for setting in SETTINGS.values():
+        for variable in setting.variables:
+            os.environ[variable] = "977"  # an integer, a number and a text, and no default
+            for name, values in defaults().items():
+                if values != bare[name]:
+                    heeded[name].add(variable)
+            del os.environ[variable]
+    return heeded
+
+
+def _table(title: str, parser: argparse.ArgumentParser, heeded: set[str]) -> Iterator[str]:
+    rows = [_row(action, heeded) for action in _own_actions(parser)]
+    if title:
         yield from ("", f"### {title}")
     yield ""
     if not rows:
@@ -71,7 +92,7 @@ def _own_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return [a for a in parser._actions if a not in beam and a.dest != "help" and a.help != argparse.SUPPRESS]
 
 
-def _row(action: argparse.Action) -> str:
+def _row(action: argparse.Action, heeded: set[str]) -> str:
     name = flag_name(action.option_strings[-1]) if action.option_strings else ""
     text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
     unit = _UNIT.search(text)
@@ -79,7 +100,7 @@ def _row(action: argparse.Action) -> str:
         _code(action.option_strings) or f"`{action.metavar or action.dest}`",
         _default(action),
         unit.group(1) if unit else _kind(action, name),
-        _code(variables(name)),
+        _code([variable for variable in variables(name) if variable in heeded]),
         _UNIT.sub("", text),
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -96,7 +117,9 @@ def _kind(action: argparse.Action, name: str) -> str:
         return "flag"
     if action.choices:
         return ", ".join(str(choice) for choice in action.choices)
-    return SETTINGS[name].unit if name in SETTINGS else ""
+    if name in SETTINGS:
+        return SETTINGS[name].unit
+    return {int: "whole number", float: "number"}.get(action.type, "text")
 
 
 def _dashed(name: str) -> str:
