@@ -65,17 +65,16 @@ $(BIN)/python:
 	  { echo "make: Python 3.11 is needed, $(PYTHON) is another; try make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# uv installs the 3 GB of the lock in a minute; without it pip does the same, slowly.
 $(BIN)/uv: | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q uv==$(UV_VERSION)
 
+# uv installs the 3 GB of the lock in a minute, pip in many. uv trusts the system's certificates, else its own.
 define install_lock
-	@if $(MAKE) --no-print-directory -s $(BIN)/uv; then \
-	  echo "installing $(1)"; $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r $(1); \
-	else \
-	  echo "uv is not to be had; installing $(1) with pip, which is slow"; \
-	  $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r $(1); \
-	fi
+	@echo "installing $(1)"
+	@$(MAKE) --no-print-directory -s $(BIN)/uv || echo "uv is not to be had; pip takes a while longer"
+	@$(BIN)/uv pip install -q --system-certs --python $(BIN)/python --require-hashes -r $(1) || \
+	  $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r $(1) || \
+	  $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes -r $(1)
 	@touch $@
 endef
 
@@ -86,12 +85,9 @@ $(VENV)/.dev: requirements-dev.lock | $(BIN)/python
 	$(call install_lock,requirements-dev.lock)
 	@touch $(VENV)/.runtime
 
-$(VENV)/.project: $(SETUP) | $(BIN)/python
-	@if [ -x $(BIN)/uv ]; then \
-	  $(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
-	else \
-	  $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .; \
-	fi
+# The lock has the build tools, so nothing is fetched here.
+$(VENV)/.project: $(SETUP) | $(VENV)/.runtime
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
 # mypy cannot follow package_dir: it is shown a folder of links, `.mypy/beamrec/<folder>`.
