@@ -47,11 +47,11 @@ def test_without_a_terminal_progress_is_repeated_only_when_it_changed() -> None:
 def test_on_a_terminal_the_line_is_live_and_gone_when_text_is_printed(terminal: tuple[int, TextIO]) -> None:
     looked_at, stream = terminal
     console = Console(out=stream, err=stream)
-    console.status("reading [bold]ratings")
-    console.progress("reading, half way")
+    console.status("reading")
+    console.progress("reading [bold]half of it")
     console.print("42 rows")
     shown = _seen(looked_at)
-    assert "reading [bold]ratings" in shown, "text is not markup"
+    assert "reading [bold]half of it" in shown, "text is not markup"
     assert "42 rows" in shown
     assert "\x1b[2K" in shown, "the live line was wiped"
     assert shown.index("\x1b[2K") < shown.index("42 rows")
