@@ -192,8 +192,7 @@ def test_what_beam_stages_holds_all_that_a_worker_builds_from(staged: Path, chec
 
 
 def test_an_sdist_gives_the_same_package_as_a_checkout(staged: Path, wheel: Path, tmp_path: Path) -> None:
-    with tarfile.open(staged) as sdist:
-        sdist.extractall(tmp_path / "sdist", filter="data")
+    shutil.unpack_archive(staged, tmp_path / "sdist")
     [unpacked] = (tmp_path / "sdist").iterdir()
     rebuilt = _build_wheel(unpacked, tmp_path)
     ours, theirs = zipfile.ZipFile(wheel), zipfile.ZipFile(rebuilt)
