@@ -9,6 +9,7 @@ Sub-folders are read too; names that begin with `.` or `_`, or end in `.tmp` or 
 import dataclasses
 import logging
 import os
+import stat
 import time
 import zlib
 from collections.abc import Iterator
@@ -106,7 +107,13 @@ class _File:
     end: int
     sealed: list[Part]
     progress: Progress
-    shrank: bool = False
+    complained: bool = False
+
+    def complain(self, message: str, *values: object) -> None:
+        """Logs what is wrong with the file, once: it is looked at ten times a second."""
+        if not self.complained:
+            self.complained = True
+            _LOGGER.error(message, *values)
 
 
 class _Reader(UnboundedReader):  # type: ignore[misc]
@@ -196,18 +203,17 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
         if now - self._listed < _LIST_SECONDS:
             return
         self._listed = now
-        for path, stat in _scan(Path(self._source.folder)):
+        for path, status in _scan(Path(self._source.folder)):
             name = path.relative_to(self._source.folder).as_posix()
             if not self._source.owns(name):
                 continue
             file = self._files.get(name) or self._open(name)
             if file.sealed:
                 self._pending.append((file.sealed[0].arrival_us / 1e6, name))
-            elif stat.st_size > file.end:
-                self._pending.append((min(stat.st_mtime, now), name))
-            elif stat.st_size < file.end and not file.shrank:
-                file.shrank = True
-                _LOGGER.error("%s shrank to %d bytes after %d were read", path, stat.st_size, file.end)
+            elif status.st_size > file.end:
+                self._pending.append((min(status.st_mtime, now), name))
+            elif status.st_size < file.end:
+                file.complain("%s shrank to %d bytes after %d were read", path, status.st_size, file.end)
         self._pending.sort()
         # With nothing pending, whatever comes next was modified after this listing began.
         self._advance_watermark(self._pending[0][0] if self._pending else now)
@@ -227,14 +233,15 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
     def _seal(self, file: _File) -> tuple[Part | None, bytes]:
         try:
             with open(Path(self._source.folder) / file.name, "rb") as stream:
-                stat = os.fstat(stream.fileno())
-                data = _whole_lines(stream, file.end, stat, self._options.stop_when_idle_seconds)
-        except FileNotFoundError:
+                status = os.fstat(stream.fileno())
+                data = _whole_lines(stream, file.end, status, self._options.stop_when_idle_seconds)
+        except OSError as error:
+            file.complain("%s cannot be read: %s", file.name, error)
             return None, b""
         records = sum(1 for _ in _records(data))
         if not records:
             return None, b""
-        arrival_us = min(stat.st_mtime_ns, time.time_ns()) // 1000
+        arrival_us = min(status.st_mtime_ns, time.time_ns()) // 1000
         part = self._log.seal(Part(_SYSTEM + file.name, file.end, file.end + len(data), records, arrival_us))
         file.end = part.position
         # Another reader may have been here first and seen less or more of the file.
@@ -253,6 +260,7 @@ class _Reader(UnboundedReader):  # type: ignore[misc]
 
 
 def _scan(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Regular files below a folder; a pipe would block the reader, a linked folder may lead in a circle."""
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
@@ -260,13 +268,19 @@ def _scan(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for entry in entries:
         if entry.name.startswith((".", "_")) or entry.name.endswith((".tmp", ".part")):
             continue
-        if entry.is_dir():
+        if entry.is_dir(follow_symlinks=False):
             yield from _scan(Path(entry.path))
-        else:
-            yield Path(entry.path), entry.stat()
+            continue
+        try:
+            status = entry.stat()
+        except OSError:
+            # Gone since it was listed, or a link to nothing.
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield Path(entry.path), status
 
 
-def _whole_lines(stream: Any, after: int, stat: os.stat_result, idle: float | None) -> bytes:
+def _whole_lines(stream: Any, after: int, status: os.stat_result, idle: float | None) -> bytes:
     """Bytes from `after` up to the last line end within one part's size, without trailing blank lines.
 
     A last line without its end counts once the file has been left alone for a while: for a minute, or
@@ -274,12 +288,12 @@ def _whole_lines(stream: Any, after: int, stat: os.stat_result, idle: float | No
     """
     stream.seek(after)
     size, data, end = _PART_BYTES, b"", 0
-    while not data[:end].strip() and after + len(data) < stat.st_size:
-        data += stream.read(min(size, stat.st_size - after - len(data)))
+    while not data[:end].strip() and after + len(data) < status.st_size:
+        data += stream.read(min(size, status.st_size - after - len(data)))
         end = data.rfind(b"\n") + 1
         size *= 2
-    quiet = time.time() - stat.st_mtime > (_TAIL_SECONDS if idle is None else min(idle / 2, _TAIL_SECONDS))
-    if quiet and after + len(data) == stat.st_size:
+    quiet = time.time() - status.st_mtime > (_TAIL_SECONDS if idle is None else min(idle / 2, _TAIL_SECONDS))
+    if quiet and after + len(data) == status.st_size:
         end = len(data)
     text = len(data[:end].rstrip(_BLANK))
     return data[: data.find(b"\n", text, end) + 1 or end] if text else b""

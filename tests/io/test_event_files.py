@@ -98,6 +98,15 @@ def test_hidden_and_temporary_names_are_not_read(job):
     assert poll(job.reader()) == []
 
 
+def test_only_regular_files_are_read(job):
+    job.write("a.jsonl", b"1\n")
+    os.mkfifo(job.input / "pipe.jsonl")
+    (job.input / "dangling.jsonl").symlink_to(job.input / "missing")
+    (job.input / "circle").symlink_to(job.input)
+    (job.input / "folder.jsonl").mkdir()
+    assert payloads(poll(job.reader())) == [b"1"]
+
+
 def test_a_line_without_its_end_waits_for_it(job):
     job.write("a.jsonl", b'1\n{"half', age=1)
     reader = job.reader()
