@@ -8,6 +8,7 @@ import threading
 import time
 from types import TracebackType
 
+from beamrec.io.processes import process_start
 from beamrec.io.store import Store
 from beamrec.schemas.errors import UsageError
 
@@ -23,7 +24,7 @@ class _Holder:
     run: str
     host: str
     pid: int
-    process_started: str
+    process_start: str | None
 
 
 class Lease:
@@ -38,7 +39,7 @@ class Lease:
 
     def __init__(self, store: Store, run: str) -> None:
         self._store = store
-        self._me = _Holder(run, socket.gethostname(), os.getpid(), _process_started(os.getpid()))
+        self._me = _Holder(run, socket.gethostname(), os.getpid(), process_start(os.getpid()))
         self._number = -1
         self._stopped = threading.Event()
         self._beat = 0
@@ -71,7 +72,7 @@ class Lease:
             return number + 1
         holder = _Holder(**json.loads(self._store.read(f"{_FOLDER}/{held[-1]}")))
         if holder.host == socket.gethostname():
-            if _process_started(holder.pid) != holder.process_started:
+            if process_start(holder.pid) != holder.process_start:
                 return number + 1
         elif self._silent_seconds(number, names) > _EXPIRY_SECONDS:
             return number + 1
@@ -90,24 +91,3 @@ class Lease:
             previous, self._beat = self._beat, self._beat + 1
             self._store.create(f"{_FOLDER}/{self._number:08d}.beat{self._beat}", str(time.time()).encode())
             self._store.discard(f"{_FOLDER}/{self._number:08d}.beat{previous}")
-
-
-def _process_started(pid: int) -> str:
-    """Tells a process from a later one with the same id; empty if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except OSError:
-        return _alive_elsewhere(pid)
-
-
-def _alive_elsewhere(pid: int) -> str:
-    """Without /proc: only whether the process is alive."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "alive"

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The two-tower model: preprocessing, training, release folders and the inference handler."""

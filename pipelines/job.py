@@ -46,11 +46,16 @@ def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -
             waiting.join(0.2)
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
-                counts = tally.update().to_dict()
-                console.record(counts)
-                console.progress(", ".join(f"{_WORDS[n]} {counts[n]:,}" for n in _WORDS))
+                _report(tally, console)
+        _report(tally, console)
     if "error" in outcome:
         raise BeamrecError(f"the job failed: {_last_line(outcome['error'])}") from outcome["error"]
+
+
+def _report(tally: Tally, console: Console) -> None:
+    counts = tally.update().to_dict()
+    console.record(counts)
+    console.progress(", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items()))
 
 
 def _drain(store: Store, run: str, console: Console) -> None:

@@ -10,14 +10,14 @@ import json
 import os
 import secrets
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from beamrec.io.processes import process_start
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["KILLED", "Run", "RunRecord", "list_runs", "load_run", "process_start", "start_run"]
+__all__ = ["KILLED", "Run", "RunRecord", "list_runs", "load_run", "start_run"]
 
 State = Literal["RUNNING", "SUCCEEDED", "FAILED"]
 
@@ -104,22 +104,6 @@ def _counts(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def process_start(pid: int) -> str | None:
-    """When process `pid` started, as an opaque text; None if it is gone (or only its zombie is left)."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        except OSError:
-            return None
-        # proc(5): after the name in parentheses come field 3, the state, and field 22, the start in ticks.
-        return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
-    command = ["ps", "-o", "lstart=", "-p", str(pid)]
-    listed = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
-    return listed.stdout.strip() or None
 
 
 def start_run(home: Path, verb: str, argv: Sequence[str]) -> Run:

@@ -12,8 +12,8 @@ import pytest
 
 from beamrec.io import embedded
 from beamrec.io.postgres import connect
+from beamrec.io.processes import process_start
 from beamrec.pipelines import checks, cli
-from beamrec.pipelines.runs import process_start
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
 from beamrec.schemas.shop import CLASSICMODELS
 

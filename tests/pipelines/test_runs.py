@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from beamrec.io.processes import process_start
 from beamrec.pipelines import cli
-from beamrec.pipelines.runs import KILLED, Run, list_runs, load_run, process_start, start_run
+from beamrec.pipelines.runs import KILLED, Run, list_runs, load_run, start_run
 from beamrec.schemas.errors import UsageError
 
 
