@@ -44,6 +44,6 @@ setup(
     packages=[name for folder in FOLDERS for name in _packages(folder)],
     package_data={f"beamrec.{folder}": ["py.typed"] for folder in FOLDERS},
     install_requires=_requirements(),
-    entry_points={"console_scripts": ["beamrec = beamrec.pipelines.cli:main"]},
+    entry_points={"console_scripts": ["beamrec = beamrec.pipelines.cli:entry"]},
     zip_safe=False,
 )

@@ -6,38 +6,36 @@ file's modification time when that part was first seen), so every replay sees th
 Sub-folders are read too; names that begin with `.` or `_`, or end in `.tmp` or `.part`, are not.
 """
 
+import collections
 import dataclasses
+import hashlib
 import logging
 import os
 import stat
 import time
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from apache_beam import coders
-from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, UnboundedSource
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+from apache_beam.io.unbounded_source import UnboundedSource
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import SourceOptions
-from beamrec.io.ledger import Progress, drain_requested
-from beamrec.io.source_log import Part, SourceLog
-from beamrec.io.store import open_store
-from beamrec.schemas.errors import UsageError
+from beamrec.io.reader import LedgerMark, LedgerReader
+from beamrec.io.source_log import Part
+from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
+from beamrec.schemas.paths import local_path
 
 __all__ = ["EventFiles", "identity", "open_sources"]
 
-_PART_BYTES = 4 << 20
 _SYSTEM = "file:"
-_LIST_SECONDS = 0.1
-# Two bundle times: on Flink a window that a drain closes can fire twice if the last bundle is open.
-_DRAIN_HOLD_SECONDS = 0.3
+_GROUP_BYTES = 4 << 20  # what is read and sealed at a time, of one file or of many small ones
+_LIST_SECONDS = 0.1  # and never more than a fifth of the time: a large folder is listed less often
 _TAIL_SECONDS = 60.0
+_TAIL_BYTES = 64
 _BLANK = b" \t\r\n"
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ def open_sources(uri: str, options: SourceOptions) -> "list[EventFiles]":
 
 def identity(uri: str) -> str:
     """The absolute path of the folder."""
-    return os.path.abspath(unquote(urlsplit(uri).path) if uri.startswith("file://") else uri)
+    return local_path(uri, "--input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +71,12 @@ class EventFiles(UnboundedSource):  # type: ignore[misc]
         """Itself: the number of splits is fixed when the graph is built, one Read for each."""
         return [self]
 
-    def create_reader(self, options: Any, checkpoint_mark: "_Mark | None") -> "_Reader":
-        """A reader that begins at the lowest position without a fate, whatever the runner remembers.
-
-        The ledger is never behind a runner's checkpoint in what must not be repeated: rows that are on
-        their way are read again and taken out by the sink.
-        """
+    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
+        """A reader that resumes from the ledger."""
         return _Reader(self)
 
     def get_checkpoint_mark_coder(self) -> coders.Coder:
-        """Marks only tell one bundle's reader from the next."""
+        """Of `LedgerMark`."""
         return coders.PickleCoder()
 
     def default_output_coder(self) -> coders.Coder:
@@ -94,182 +88,207 @@ class EventFiles(UnboundedSource):  # type: ignore[misc]
         return zlib.crc32(name.encode()) % self.options.splits == self.split_index
 
 
-@dataclasses.dataclass(frozen=True)
-class _Mark(CheckpointMark):  # type: ignore[misc]
-    sequence: int
-
-
 @dataclasses.dataclass
 class _File:
-    """Reading state of one file: sealed parts still to be replayed, and where new ones begin."""
+    """What a reader knows of one file.
 
-    name: str
-    end: int
-    sealed: list[Part]
-    progress: Progress
-    complained: bool = False
+    Attributes:
+      end, tail: up to where it is sealed, and the hash of the bytes before.
+      barren: (size, modification time) of a look that found no whole line, and when that was.
+    """
 
-    def complain(self, message: str, *values: object) -> None:
-        """Logs what is wrong with the file, once: it is looked at ten times a second."""
-        if not self.complained:
-            self.complained = True
-            _LOGGER.error(message, *values)
+    end: int = 0
+    tail: str = ""
+    barren: tuple[int, int] | None = None
+    barren_since: float = 0.0
 
 
-class _Reader(UnboundedReader):  # type: ignore[misc]
+class _Reader(LedgerReader):
     def __init__(self, source: EventFiles) -> None:
+        super().__init__(source.options)
         self._source = source
-        self._options = source.options
-        self._store = open_store(source.options.output)
-        self._log = SourceLog(self._store)
-        self._progress = Progress.load(self._store)
-        self._files: dict[str, _File] = {}
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._current: pa.RecordBatch | None = None
-        self._pending: list[tuple[float, str]] = []
-        self._listed = 0.0
-        self._idle_since = time.monotonic()
-        self._ended_at: float | None = None
-        self._watermark_us: int | None = None
-        self._marks = 0
+        self._files: dict[str, _File] = collections.defaultdict(_File)
+        self._pending: collections.deque[tuple[float, str]] = collections.deque()
+        self._next_listing = 0.0
+        self._complaints: set[str] = set()
+        self._unreadable: set[str] = set()
+        self._replays = collections.deque(self._sealed())
 
-    def start(self) -> bool:
-        return self.advance()
-
-    def advance(self) -> bool:
-        if self._ended_at is not None:
-            return False
-        draining = drain_requested(self._store, self._options.run)
-        batch = next(self._batches, None)
-        while batch is None and self._next_part(seal_new=not draining):
-            batch = next(self._batches, None)
-        if batch is not None:
-            self._current = batch
-            self._idle_since = time.monotonic()
-            return True
-        limit = self._options.stop_when_idle_seconds
-        if draining or (limit is not None and time.monotonic() - self._idle_since >= limit):
-            self._ended_at = time.monotonic()
-        return False
-
-    def get_current(self) -> pa.RecordBatch:
-        return self._current
-
-    def get_current_timestamp(self) -> Timestamp:
-        # Never before the watermark: an element behind it would be late by itself.
-        return self._watermark()
-
-    def get_watermark(self) -> Timestamp:
-        if self._ended_at is not None:
-            held = time.monotonic() - self._ended_at < _DRAIN_HOLD_SECONDS
-            return self._watermark() if held else MAX_TIMESTAMP
-        return self._watermark()
-
-    def get_checkpoint_mark(self) -> _Mark:
-        self._marks += 1
-        return _Mark(self._marks)
-
-    def _watermark(self) -> Timestamp:
-        return MIN_TIMESTAMP if self._watermark_us is None else Timestamp(micros=self._watermark_us)
-
-    def _advance_watermark(self, arrival_seconds: float) -> None:
-        micros = int((arrival_seconds - self._options.max_delay_seconds) * 1e6)
-        self._watermark_us = max(micros, self._watermark_us or 0)
-
-    def _next_part(self, seal_new: bool) -> bool:
-        """Opens the next part in order of arrival; False if there is nothing new.
-
-        A drain opens nothing new but ends what is sealed, for that already counts as *in*.
-        """
+    def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
+        """See LedgerReader."""
+        if self._replays:
+            return self._replay()
+        if not seal_new:
+            return None
         if not self._pending:
             self._list()
-        while self._pending:
-            arrival, name = self._pending.pop(0)
-            file = self._files[name]
-            if not file.sealed and not seal_new:
-                continue
-            part, data = self._replay(file) if file.sealed else self._seal(file)
-            if part is None:
-                continue
-            if file.sealed or part.position - part.after >= _PART_BYTES // 2:
-                self._pending.insert(0, (arrival, name))
-            self._advance_watermark(min(arrival, part.arrival_us / 1e6))
-            self._batches = _batches(part, data, file.progress, self._options.batch_rows)
-            return True
-        return False
+        return self._seal()
+
+    def _sealed(self) -> list[Part]:
+        """Sealed parts that have to be read again, in order of arrival."""
+        again = []
+        for part in self.log.read():
+            name = part.source.removeprefix(_SYSTEM)
+            if part.source.startswith(_SYSTEM) and self._source.owns(name):
+                self._files[name] = _File(part.position, part.tail)
+                if self.unfinished(part):
+                    again.append(part)
+        return sorted(again, key=lambda part: part.arrival_us)
+
+    def _replay(self) -> Iterator[pa.RecordBatch]:
+        group, size = [], 0
+        while self._replays and size < _GROUP_BYTES:
+            part = self._replays.popleft()
+            group.append((part, self._bytes(part)))
+            size += part.position - part.after
+        self.advance_watermark(group[0][0].arrival_us / 1e6)
+        return self._to_batches(group)
 
     def _list(self) -> None:
-        now = time.time()
-        if now - self._listed < _LIST_SECONDS:
+        if time.monotonic() < self._next_listing:
             return
-        self._listed = now
-        for path, status in _scan(Path(self._source.folder)):
-            name = path.relative_to(self._source.folder).as_posix()
-            if not self._source.owns(name):
+        began, now = time.monotonic(), time.time()
+        found = []
+        for name, status in _scan(self._source.folder, ""):
+            if not self._readable_name(name) or not self._source.owns(name):
                 continue
-            file = self._files.get(name) or self._open(name)
-            if file.sealed:
-                self._pending.append((file.sealed[0].arrival_us / 1e6, name))
-            elif status.st_size > file.end:
-                self._pending.append((min(status.st_mtime, now), name))
-            elif status.st_size < file.end:
-                file.complain("%s shrank to %d bytes after %d were read", path, status.st_size, file.end)
-        self._pending.sort()
-        # With nothing pending, whatever comes next was modified after this listing began.
-        self._advance_watermark(self._pending[0][0] if self._pending else now)
+            file = self._files.get(name, _File())
+            if status.st_size < file.end:
+                raise _replaced(name, f"it has {status.st_size} bytes and {file.end} were read")
+            if status.st_size > file.end and self._promising(file, status):
+                found.append((min(status.st_mtime, now), name))
+        self._pending.extend(sorted(found))
+        # With nothing pending, whatever comes next was modified after this listing began. A line whose
+        # end is still missing holds nothing back (it arrives when its end is written), nor does a file
+        # that cannot be read.
+        self.advance_watermark(min((a for a, name in found if name not in self._unreadable), default=now))
+        self._next_listing = began + max(_LIST_SECONDS, 5 * (time.monotonic() - began))
 
-    def _open(self, name: str) -> _File:
-        progress = self._progress.get(_SYSTEM + name, Progress(0, frozenset()))
-        parts = self._log.parts(_SYSTEM + name)
-        end = parts[-1].position if parts else 0
-        sealed = [part for part in parts if part.position > progress.resume]
-        file = self._files[name] = _File(name, end, sealed, progress)
-        return file
+    def _promising(self, file: _File, status: os.stat_result) -> bool:
+        """Whether a look may find more than the last one, which found no whole line."""
+        if file.barren != (status.st_size, status.st_mtime_ns):
+            return True
+        return time.monotonic() - file.barren_since > self._tail_seconds
 
-    def _replay(self, file: _File) -> tuple[Part | None, bytes]:
-        part = file.sealed.pop(0)
-        return part, self._bytes(part)
+    @property
+    def _tail_seconds(self) -> float:
+        """How long a file is left alone until its last line counts without its end."""
+        idle = self.options.stop_when_idle_seconds
+        return _TAIL_SECONDS if idle is None else min(idle / 2, _TAIL_SECONDS)
 
-    def _seal(self, file: _File) -> tuple[Part | None, bytes]:
+    def _seal(self) -> Iterator[pa.RecordBatch] | None:
+        """Reads and seals pending files up to the size of a group."""
+        found: list[tuple[Part, bytes]] = []
+        size = 0
+        while self._pending and size < _GROUP_BYTES:
+            arrival, name = self._pending.popleft()
+            read = self._look(name)
+            if read:
+                found.append(read)
+                size += len(read[1])
+                if len(read[1]) >= _GROUP_BYTES // 2:
+                    # A long file: the rest of it follows at once, and keeps its place in line.
+                    self._pending.appendleft((arrival, name))
+                    break
+        if not found:
+            return None
+        held = self.log.seal([part for part, _ in found])
+        group = []
+        for (part, data), sealed in zip(found, held, strict=True):
+            # Another reader may have been here first and seen less or more of the file.
+            group.append((sealed, data if sealed.position == part.position else self._bytes(sealed)))
+            name = sealed.source.removeprefix(_SYSTEM)
+            self._files[name] = _File(sealed.position, sealed.tail)
+        self.advance_watermark(min(part.arrival_us for part, _ in group) / 1e6)
+        return self._to_batches(group)
+
+    def _look(self, name: str) -> tuple[Part, bytes] | None:
+        """The whole lines that a file has gained, as a part that is not sealed yet."""
+        file = self._files[name]
         try:
-            with open(Path(self._source.folder) / file.name, "rb") as stream:
+            with open(os.path.join(self._source.folder, name), "rb") as stream:
                 status = os.fstat(stream.fileno())
-                data = _whole_lines(stream, file.end, status, self._options.stop_when_idle_seconds)
+                _check_tail(stream, name, file)
+                data = _whole_lines(stream, file.end, status.st_size, self._quiet(file, status))
         except OSError as error:
-            file.complain("%s cannot be read: %s", file.name, error)
-            return None, b""
+            self._complain(name, "cannot be read: %s", error)
+            self._unreadable.add(name)
+            return None
         records = sum(1 for _ in _records(data))
         if not records:
-            return None, b""
+            look = (status.st_size, status.st_mtime_ns)
+            if file.barren != look or self._quiet(file, status):
+                file.barren, file.barren_since = look, time.monotonic()
+            return None
         arrival_us = min(status.st_mtime_ns, time.time_ns()) // 1000
-        part = self._log.seal(Part(_SYSTEM + file.name, file.end, file.end + len(data), records, arrival_us))
-        file.end = part.position
-        # Another reader may have been here first and seen less or more of the file.
-        return part, data if part.position - part.after == len(data) else self._bytes(part)
+        part = Part(_SYSTEM + name, file.end, file.end + len(data), records, arrival_us, _hash_tail(data))
+        return part, data
+
+    def _quiet(self, file: _File, status: os.stat_result) -> bool:
+        waited = file.barren == (status.st_size, status.st_mtime_ns) and (
+            time.monotonic() - file.barren_since > self._tail_seconds
+        )
+        return waited or time.time() - status.st_mtime > self._tail_seconds
 
     def _bytes(self, part: Part) -> bytes:
-        with open(Path(self._source.folder) / part.source.removeprefix(_SYSTEM), "rb") as stream:
-            stream.seek(part.after)
-            data = stream.read(part.position - part.after)
-        if len(data) < part.position - part.after:
-            raise ValueError(
-                f"{part.source} ends at byte {part.after + len(data)} but was read up to {part.position} "
-                "before; event files are append-only: restore it"
-            )
+        name = part.source.removeprefix(_SYSTEM)
+        try:
+            with open(os.path.join(self._source.folder, name), "rb") as stream:
+                stream.seek(part.after)
+                data = stream.read(part.position - part.after)
+        except FileNotFoundError:
+            raise BeamrecError(
+                f"--input: {name} is gone, and {part.records} of its events have no fate yet: put it back"
+            ) from None
+        if len(data) < part.position - part.after or (part.tail and _hash_tail(data) != part.tail):
+            raise _replaced(name, f"bytes {part.after} to {part.position} are not those that were read")
         return data
 
+    def _readable_name(self, name: str) -> bool:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            self._complain(
+                os.fsencode(name).decode(errors="backslashreplace"), "has a name that is not UTF-8"
+            )
+            return False
+        return True
 
-def _scan(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    def _complain(self, name: str, message: str, *values: object) -> None:
+        """Logs what is wrong with a file, once: it is looked at ten times a second."""
+        if name not in self._complaints:
+            self._complaints.add(name)
+            _LOGGER.error("%s " + message, name, *values)
+
+    def _to_batches(self, group: Sequence[tuple[Part, bytes]]) -> Iterator[pa.RecordBatch]:
+        """Batches of RAW_EVENTS over several parts, without the events that already have a fate."""
+        rows: list[tuple[str, int, int, int, bytes]] = []
+        for part, data in group:
+            after = part.after
+            for offset, payload in _records(data):
+                position = part.after + offset
+                if not self.fated(part.source, position):
+                    rows.append((part.source, after, position, part.arrival_us, payload))
+                after = position
+                if len(rows) == self.options.batch_rows:
+                    yield _batch(rows)
+                    rows = []
+        if rows:
+            yield _batch(rows)
+
+
+def _scan(folder: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
     """Regular files below a folder; a pipe would block the reader, a linked folder may lead in a circle."""
     try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
+        entries = list(os.scandir(os.path.join(folder, prefix)))
+    except OSError:
         return
     for entry in entries:
         if entry.name.startswith((".", "_")) or entry.name.endswith((".tmp", ".part")):
             continue
+        name = f"{prefix}/{entry.name}" if prefix else entry.name
         if entry.is_dir(follow_symlinks=False):
-            yield from _scan(Path(entry.path))
+            yield from _scan(folder, name)
             continue
         try:
             status = entry.stat()
@@ -277,26 +296,50 @@ def _scan(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
             # Gone since it was listed, or a link to nothing.
             continue
         if stat.S_ISREG(status.st_mode):
-            yield Path(entry.path), status
+            yield name, status
 
 
-def _whole_lines(stream: Any, after: int, status: os.stat_result, idle: float | None) -> bytes:
-    """Bytes from `after` up to the last line end within one part's size, without trailing blank lines.
+def _replaced(name: str, why: str) -> BeamrecError:
+    return BeamrecError(
+        f"--input: {name} was replaced or shortened ({why}): event files are append-only. Put it back as "
+        "it was, or move what is new there to a name of its own"
+    )
 
-    A last line without its end counts once the file has been left alone for a while: for a minute, or
-    for as long as the run waits before it calls its input idle.
+
+def _hash_tail(data: bytes) -> str:
+    """Of the last bytes of a part, with their number."""
+    tail = data[-_TAIL_BYTES:]
+    return f"{len(tail)}:{hashlib.blake2b(tail, digest_size=8).hexdigest()}"
+
+
+def _check_tail(stream: BinaryIO, name: str, file: _File) -> None:
+    """What was read last must still stand before what comes next."""
+    if not file.tail:
+        return
+    size = int(file.tail.partition(":")[0])
+    stream.seek(file.end - size)
+    if _hash_tail(stream.read(size)) != file.tail:
+        raise _replaced(name, f"the bytes before {file.end} are not those that were read")
+
+
+def _whole_lines(stream: BinaryIO, after: int, end: int, quiet: bool) -> bytes:
+    """Bytes from `after` up to the last line end within one group's size, without trailing blank lines.
+
+    A last line without its end counts if the file is `quiet`.
     """
     stream.seek(after)
-    size, data, end = _PART_BYTES, b"", 0
-    while not data[:end].strip() and after + len(data) < status.st_size:
-        data += stream.read(min(size, status.st_size - after - len(data)))
-        end = data.rfind(b"\n") + 1
+    size, data, lines = _GROUP_BYTES, b"", 0
+    while not data[:lines].strip() and after + len(data) < end:
+        more = stream.read(min(size, end - after - len(data)))
+        if not more:
+            break
+        data += more
+        lines = data.rfind(b"\n") + 1
         size *= 2
-    quiet = time.time() - status.st_mtime > (_TAIL_SECONDS if idle is None else min(idle / 2, _TAIL_SECONDS))
-    if quiet and after + len(data) == status.st_size:
-        end = len(data)
-    text = len(data[:end].rstrip(_BLANK))
-    return data[: data.find(b"\n", text, end) + 1 or end] if text else b""
+    if quiet and after + len(data) == end:
+        lines = len(data)
+    text = len(data[:lines].rstrip(_BLANK))
+    return data[: data.find(b"\n", text, lines) + 1 or lines] if text else b""
 
 
 def _records(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -309,30 +352,14 @@ def _records(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield offset, payload
 
 
-def _batches(part: Part, data: bytes, progress: Progress, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Splits a part into batches of RAW_EVENTS, without the records that already have a fate."""
-    after = part.after
-    rows: list[tuple[int, int, bytes]] = []
-    for offset, payload in _records(data):
-        position = part.after + offset
-        if position > progress.resume and position not in progress.done:
-            rows.append((after, position, payload))
-        after = position
-        if len(rows) == batch_rows:
-            yield _batch(part, rows)
-            rows = []
-    if rows:
-        yield _batch(part, rows)
-
-
-def _batch(part: Part, rows: list[tuple[int, int, bytes]]) -> pa.RecordBatch:
-    afters, positions, payloads = zip(*rows, strict=True)
+def _batch(rows: list[tuple[str, int, int, int, bytes]]) -> pa.RecordBatch:
+    sources, afters, positions, arrivals, payloads = zip(*rows, strict=True)
     return pa.record_batch(
         [
-            pa.array([part.source] * len(rows), pa.string()),
+            pa.array(sources, pa.string()),
             pa.array(afters, pa.int64()),
             pa.array(positions, pa.int64()),
-            pa.array([part.arrival_us] * len(rows), pa.int64()).cast(TIMESTAMP),
+            pa.array(arrivals, pa.int64()).cast(TIMESTAMP),
             pa.array(payloads, pa.binary()),
         ],
         schema=RAW_EVENTS,

@@ -1,5 +1,6 @@
 """One job at a time on an output folder. It guards against a mistake; correctness never rests on it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ from types import TracebackType
 
 from beamrec.io.processes import process_start
 from beamrec.io.store import Store
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = ["Lease"]
 
@@ -70,7 +71,7 @@ class Lease:
         number = int(held[-1][:8])
         if f"{number:08d}.released" in names:
             return number + 1
-        holder = _Holder(**json.loads(self._store.read(f"{_FOLDER}/{held[-1]}")))
+        holder = self._holder(f"{_FOLDER}/{held[-1]}")
         if holder.host == socket.gethostname():
             if process_start(holder.pid) != holder.process_start:
                 return number + 1
@@ -81,13 +82,29 @@ class Lease:
             "stop it first (Ctrl-C drains it), or give this job another --output"
         )
 
+    def _holder(self, path: str) -> _Holder:
+        """Who wrote a lease; if it cannot be read, somebody elsewhere, of whom only the age counts."""
+        try:
+            return _Holder(**json.loads(self._store.read(path)))
+        except (ValueError, TypeError):
+            return _Holder("?", "?", 0, None)
+
     def _silent_seconds(self, number: int, names: list[str]) -> float:
         beats = [name for name in names if name.startswith(f"{number:08d}.")]
-        return min(self._store.age_seconds(f"{_FOLDER}/{name}") for name in beats)
+        ages = []
+        for name in beats:
+            # A holder that lives takes its last beat away when it has made the next one.
+            with contextlib.suppress(FileNotFoundError):
+                ages.append(self._store.age_seconds(f"{_FOLDER}/{name}"))
+        return min(ages, default=0.0)
 
     def _renew(self) -> None:
         # Beats are new objects too, so that a store without overwrite will do; the one before goes.
         while not self._stopped.wait(_BEAT_SECONDS):
             previous, self._beat = self._beat, self._beat + 1
-            self._store.create(f"{_FOLDER}/{self._number:08d}.beat{self._beat}", str(time.time()).encode())
-            self._store.discard(f"{_FOLDER}/{self._number:08d}.beat{previous}")
+            # A full disk must not end the renewal: it may have room again.
+            with contextlib.suppress(UnavailableError):
+                self._store.create(
+                    f"{_FOLDER}/{self._number:08d}.beat{self._beat}", str(time.time()).encode()
+                )
+                self._store.discard(f"{_FOLDER}/{self._number:08d}.beat{previous}")

@@ -9,10 +9,10 @@ import json
 
 import numpy as np
 
-from beamrec.io.shard_log import read_entries
-from beamrec.io.source_log import SourceLog
-from beamrec.io.store import LocalStore, Store
-from beamrec.schemas.errors import UsageError
+from beamrec.io.shard_log import list_shards, read_entries, unpublished
+from beamrec.io.source_log import Part, has_gap, read_parts
+from beamrec.io.store import Store
+from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import Fate
 from beamrec.schemas.summary import StageSummary
 
@@ -25,11 +25,11 @@ __all__ = [
     "drain_requested",
     "fix_settings",
     "missing_segments",
-    "read_settings",
     "request_drain",
 ]
 
 _SETTINGS = "_ledger/settings.json"
+RECOMMENDATIONS = "recommendations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,33 +41,34 @@ class Settings:
       input: the source URI, since positions mean nothing in another.
       dedupe_key: payload field that stands for a missing `event_id`, if any.
       shop: name of the shop.
+      event_mapping: how its events map to ids and customers.
     """
 
     shards: int
     input: str
     dedupe_key: str | None
     shop: str
-
-
-def read_settings(store: Store) -> Settings | None:
-    """The settings of an output folder, None if it is new."""
-    try:
-        return Settings(**json.loads(store.read(_SETTINGS)))
-    except FileNotFoundError:
-        return None
+    event_mapping: str = ""
 
 
 def fix_settings(store: Store, settings: Settings) -> None:
     """Stores the settings of a new output folder, or checks them against those it was begun with.
 
     Raises:
-      UsageError: a value differs.
+      UsageError: a value differs, or there are recommendations but no ledger that accounts for them.
+      BeamrecError: the stored settings are damaged.
     """
+    if not store.exists(_SETTINGS) and store.names(RECOMMENDATIONS):
+        raise UsageError(
+            f"the output folder has {RECOMMENDATIONS}/ but no ledger ({_SETTINGS} is missing): what is there "
+            "could neither be continued nor told from what comes; restore _ledger, or give another --output"
+        )
     if store.create(_SETTINGS, json.dumps(dataclasses.asdict(settings)).encode()):
         return
-    stored = read_settings(store)
-    if stored == settings or stored is None:
-        return
+    try:
+        stored = Settings(**json.loads(store.read(_SETTINGS)))
+    except (ValueError, TypeError) as error:
+        raise BeamrecError(f"{_SETTINGS} of the output folder is damaged ({error}); restore it") from error
     for field in dataclasses.fields(Settings):
         old, new = getattr(stored, field.name), getattr(settings, field.name)
         if old != new:
@@ -101,10 +102,11 @@ class Progress:
     @classmethod
     def load(cls, store: Store) -> "dict[str, Progress]":
         """Reads the fates of all shards; sources without any fate are absent."""
-        progress = {}
+        sources, progress = _read_sources(store), {}
         for source, (after, position, _) in _intervals(store).items():
-            prefix = _contiguous(after, position)
-            resume = int(position[prefix - 1]) if prefix else 0
+            origin = sources[source][0].after if source in sources else 0
+            prefix = _contiguous(after, position, origin)
+            resume = int(position[prefix - 1]) if prefix else origin
             progress[source] = cls(resume, frozenset(position[prefix:].tolist()))
         return progress
 
@@ -129,16 +131,18 @@ class Account:
 
 def account(store: Store) -> Account:
     """Adds up an output folder: *in* from the source log, fates from the shard logs, gaps from both."""
-    log = SourceLog(store)
-    intervals = _intervals(store)
+    sources, intervals = _read_sources(store), _intervals(store)
     fates: collections.Counter[str] = collections.Counter()
-    records, faults = 0, []
-    for source in sorted({*log.sources(), *intervals}):
-        parts = log.parts(source)
+    records, faults = 0, [f"{path} was never published" for path in unpublished(store)]
+    if has_gap(store):
+        faults.append("an entry of _ledger/sources is missing")
+    for source in sorted({*sources, *intervals}):
+        parts = sources.get(source, [])
         records += sum(part.records for part in parts)
         after, position, kinds = intervals.get(source, _NOTHING)
         fates.update(kinds)
-        faults += _faults(source, parts[-1].position if parts else 0, after, position)
+        begin, end = (parts[0].after, parts[-1].position) if parts else (0, 0)
+        faults += _faults(source, begin, end, after, position)
     return Account(_summary(records, fates), tuple(faults))
 
 
@@ -160,30 +164,28 @@ class Tally:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._log = SourceLog(store)
         self._records = 0
-        self._parts_seen: collections.Counter[str] = collections.Counter()
+        self._parts_seen = 0
         self._entries_seen: collections.Counter[int] = collections.Counter()
         self._fates: collections.Counter[str] = collections.Counter()
 
     def update(self) -> StageSummary:
         """The counts now, over all runs; `seconds` is 0."""
-        for source in self._log.sources():
-            new = self._log.parts(source, self._parts_seen[source])
-            self._parts_seen[source] += len(new)
-            self._records += sum(part.records for part in new)
-        for shard in _shards(self._store):
+        for parts in read_parts(self._store, self._parts_seen):
+            self._parts_seen += 1
+            self._records += sum(part.records for part in parts)
+        for shard in list_shards(self._store):
             for entry in read_entries(self._store, shard, self._entries_seen[shard]):
                 self._entries_seen[shard] += 1
                 self._fates.update(entry.rows["fate"].to_pylist())
         return _summary(self._records, self._fates)
 
 
-def missing_segments(store: LocalStore) -> list[str]:
-    """Paths of committed segments that are no longer there (removed by hand or by a retention rule)."""
+def missing_segments(store: Store) -> list[str]:
+    """Paths of committed segments that are not there (removed by hand or by a retention rule)."""
     return [
         segment.path
-        for shard in _shards(store)
+        for shard in list_shards(store)
         for entry in read_entries(store, shard)
         for segment in entry.segments
         if not store.exists(segment.path)
@@ -194,14 +196,19 @@ _Intervals = tuple[np.ndarray, np.ndarray, list[str]]
 _NOTHING: _Intervals = (np.empty(0, np.int64), np.empty(0, np.int64), [])
 
 
-def _shards(store: Store) -> list[int]:
-    return [int(name) for name in store.names("_ledger/fates")]
+def _read_sources(store: Store) -> dict[str, list[Part]]:
+    """The parts of each source, in order."""
+    sources: dict[str, list[Part]] = {}
+    for parts in read_parts(store):
+        for part in parts:
+            sources.setdefault(part.source, []).append(part)
+    return sources
 
 
 def _intervals(store: Store) -> dict[str, _Intervals]:
     """Sorted (after, position, fate) of every fated record, by source."""
     collected: dict[str, tuple[list[int], list[int], list[str]]] = {}
-    for shard in _shards(store):
+    for shard in list_shards(store):
         for entry in read_entries(store, shard):
             columns = (entry.rows[n].to_pylist() for n in ("source", "after", "position", "fate"))
             for source, after, position, fate in zip(*columns, strict=True):
@@ -220,17 +227,17 @@ def _intervals(store: Store) -> dict[str, _Intervals]:
     return sorted_intervals
 
 
-def _contiguous(after: np.ndarray, position: np.ndarray) -> int:
-    """How many intervals tile the source from its beginning without a gap."""
-    if not len(after) or after[0] != 0:
+def _contiguous(after: np.ndarray, position: np.ndarray, origin: int) -> int:
+    """How many intervals tile the source from its origin without a gap."""
+    if not len(after) or after[0] != origin:
         return 0
     breaks = np.flatnonzero(after[1:] != position[:-1])
     return int(breaks[0]) + 1 if len(breaks) else len(after)
 
 
-def _faults(source: str, end: int, after: np.ndarray, position: np.ndarray) -> list[str]:
+def _faults(source: str, begin: int, end: int, after: np.ndarray, position: np.ndarray) -> list[str]:
     starts = np.append(after, end)
-    ends = np.insert(position, 0, 0)
+    ends = np.insert(position, 0, begin)
     faults = []
     for gap in np.flatnonzero(starts > ends)[:3]:
         faults.append(f"{source}: no fate for ({ends[gap]}, {starts[gap]}]")

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from beamrec.schemas.errors import BadDataError
 from beamrec.schemas.ranges import SourceSnapshot
 
 __all__ = ["WriteTrainingFiles", "write_dead_letters", "write_partitions"]
+
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def write_partitions(batch: pa.RecordBatch, column: str, folder: Path) -> list[DataFile]:
@@ -165,14 +168,15 @@ def _write_part(content: pa.RecordBatch, folder_name: str, folder: Path) -> Data
 def _write(path: Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two attempts at one bundle may write the same file at a time.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
 
 
 def _escape(value: Any) -> str:
     """A partition value as it stands in a path: percent-encoded, also the Hive name of NULL."""
-    return quote(str(value), safe="")
+    escaped = quote(str(value), safe="")
+    return f"%5F{escaped[1:]}" if escaped == _HIVE_NULL else escaped
 
 
 def _hour(time: str) -> str:

@@ -77,8 +77,10 @@ def connection_options(uri: str) -> dict[str, str]:
         )
     try:
         port = str(parts.port or 5432)
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
+    except ValueError:
+        raise UsageError(
+            f"{where}: the port is not a number; expected postgresql://user@host:port/db"
+        ) from None
     options = {
         "host": parts.hostname or "localhost",
         "port": port,

@@ -93,7 +93,8 @@ def publish(output: str, manifest: Manifest) -> Manifest:
     if previous is not None:
         manifest = _keep_known_letters(manifest, previous)
         if manifest.same_data(previous) and all((root / path).exists() for path in previous.paths):
-            shutil.rmtree(staging)
+            # A runner may call a DoFn again after it succeeded.
+            shutil.rmtree(staging, ignore_errors=True)
             return previous
     remove = sorted((previous.paths if previous else set()) - manifest.paths)
     intent = {"manifest": manifest.to_json().decode(), "remove": remove}

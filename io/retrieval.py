@@ -93,7 +93,7 @@ class _Releases:
 
     def __init__(self, uri: str) -> None:
         self.store = ReleaseStore(uri, patient=True)
-        self._lock = threading.Lock()
+        self._lock, self._catalogue_lock = threading.Lock(), threading.Lock()
         self._active: tuple[float, ActiveRelease] | None = None
         self._catalogues: dict[str, Catalogue] = {}
 
@@ -107,7 +107,7 @@ class _Releases:
             return self._active[1]
 
     def catalogue(self, release: str) -> Catalogue:
-        with self._lock:
+        with self._catalogue_lock:
             if release not in self._catalogues:
                 self._catalogues[release] = self.store.catalogue(release)
                 while len(self._catalogues) > _CACHED_RELEASES:
@@ -116,7 +116,7 @@ class _Releases:
 
 
 class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
-    # One connection pool and one cache a worker, however many threads and stages it has.
+    # One cache a worker, however many threads and stages it has; a connection each thread.
     _shared = shared.Shared()
 
     def __init__(self, vector_db: str) -> None:

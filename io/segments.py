@@ -13,6 +13,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
+from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.shard_log import CommitResult, ShardLog
@@ -21,12 +22,26 @@ from beamrec.schemas.events import OUTCOMES
 
 __all__ = ["WriteSegments", "split_shards"]
 
+_ROWS_A_COMMIT = 50_000
+
 
 def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.RecordBatch]]:
     """Splits outcomes by the hash of their `event_id`; the hash is stable across versions and machines."""
     ids = outcomes.column("event_id").to_pylist()
     shard = np.fromiter((zlib.crc32(i.encode()) % shards for i in ids), np.int64, len(ids))
     return [(int(s), outcomes.filter(pa.array(shard == s))) for s in np.unique(shard)]
+
+
+def _tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Joins batches up to what one commit holds in memory; a window of a backfill may hold much more."""
+    joined: list[pa.RecordBatch] = []
+    for batch in batches:
+        joined.append(batch)
+        if sum(part.num_rows for part in joined) >= _ROWS_A_COMMIT:
+            yield pa.Table.from_batches(joined, OUTCOMES)
+            joined = []
+    if joined:
+        yield pa.Table.from_batches(joined, OUTCOMES)
 
 
 class _Logs:
@@ -50,7 +65,7 @@ class _Logs:
 
 class _CommitDoFn(beam.DoFn):  # type: ignore[misc]
     # Threads of one worker share what they know of a shard; a second copy would only cost memory.
-    _shared = beam.utils.shared.Shared()
+    _shared = shared.Shared()
 
     def __init__(self, output: str, horizon_hours: int) -> None:
         self._output = output
@@ -63,10 +78,11 @@ class _CommitDoFn(beam.DoFn):  # type: ignore[misc]
 
     def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[CommitResult]:
         shard, batches = group
-        result = self._logs.commit(shard, pa.Table.from_batches(list(batches), OUTCOMES))
-        for field in dataclasses.fields(result):
-            Metrics.counter("segments", field.name).inc(getattr(result, field.name))
-        yield result
+        for table in _tables(batches):
+            result = self._logs.commit(shard, table)
+            for field in dataclasses.fields(result):
+                Metrics.counter("segments", field.name).inc(getattr(result, field.name))
+            yield result
 
 
 @dataclasses.dataclass(eq=False)

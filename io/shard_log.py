@@ -13,18 +13,30 @@ with another event time, and two writers in two hours would otherwise both find 
 import dataclasses
 import hashlib
 import json
-import logging
+import re
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from beamrec.io.store import Store
+from beamrec.schemas.errors import BeamrecError
 from beamrec.schemas.events import Fate
 
-__all__ = ["CommitResult", "Entry", "Segment", "ShardLog", "read_entries"]
+__all__ = [
+    "CommitResult",
+    "Entry",
+    "Segment",
+    "ShardLog",
+    "finish_publications",
+    "list_shards",
+    "publish",
+    "read_entries",
+    "unpublished",
+]
 
-_LOGGER = logging.getLogger(__name__)
+_SHARD = re.compile(r"\d{4}")
+_ENTRY = re.compile(r"\d{12}\.arrow")
 _HOUR_US = 3_600_000_000
 
 _ENTRY_SCHEMA = pa.schema(
@@ -70,7 +82,7 @@ class Entry:
 
     @classmethod
     def decode(cls, data: bytes) -> "Entry":
-        """The inverse of `encode`; raises `pyarrow.ArrowInvalid` for anything else."""
+        """The inverse of `encode`; raises ValueError, TypeError or KeyError for anything else."""
         with pa.ipc.open_file(data) as reader:
             table = reader.read_all()
         meta = json.loads(table.schema.metadata[b"beamrec"])
@@ -96,10 +108,78 @@ def _path(shard: int, number: int) -> str:
     return f"{_folder(shard)}/{number:012d}.arrow"
 
 
+def list_shards(store: Store) -> list[int]:
+    """Numbers of the shards that have a log."""
+    return [int(name) for name in store.names("_ledger/fates") if _SHARD.fullmatch(name)]
+
+
 def read_entries(store: Store, shard: int, first: int = 0) -> Iterator[Entry]:
-    """The committed entries of a shard from number `first` on, in order."""
-    for name in store.names(_folder(shard))[first:]:
-        yield Entry.decode(store.read(f"{_folder(shard)}/{name}"))
+    """The committed entries of a shard from number `first` on, in order.
+
+    Raises:
+      BeamrecError: an entry is damaged.
+    """
+    number = first
+    while True:
+        path = _path(shard, number)
+        try:
+            data = store.read(path)
+        except FileNotFoundError:
+            return
+        try:
+            yield Entry.decode(data)
+        except (pa.ArrowInvalid, ValueError, TypeError, KeyError) as error:
+            raise BeamrecError(
+                f"the ledger entry {path} is damaged ({error}): restore the _ledger folder together with the "
+                "output from a backup, or start a new output folder"
+            ) from error
+        number += 1
+
+
+def publish(store: Store, entry: Entry) -> None:
+    """Makes the segments of an entry visible; doing it again changes nothing.
+
+    Raises:
+      BeamrecError: other content stands under a segment's name: the ledger is older than the output.
+    """
+    for segment in entry.segments:
+        try:
+            created = store.publish(segment.staged, segment.path)
+        except FileNotFoundError:
+            # A staged object goes only after it was visible: this was published, and perhaps removed since.
+            continue
+        if not created and hashlib.sha256(store.read(segment.path)).hexdigest() != segment.sha256:
+            raise _other_content(segment.path)
+
+
+def _other_content(path: str) -> BeamrecError:
+    return BeamrecError(
+        f"{path} is there with other content than the ledger says: _ledger and output are not of the same "
+        "time; restore both together, or start a new output folder"
+    )
+
+
+def finish_publications(store: Store) -> None:
+    """Publishes what a killed writer has committed and not made visible yet: the last entry of each shard."""
+    for entry in _last_entries(store):
+        publish(store, entry)
+
+
+def unpublished(store: Store) -> list[str]:
+    """Segments that are committed and staged but not visible yet."""
+    return [
+        segment.path
+        for entry in _last_entries(store)
+        for segment in entry.segments
+        if store.exists(segment.staged) and not store.exists(segment.path)
+    ]
+
+
+def _last_entries(store: Store) -> Iterator[Entry]:
+    for shard in list_shards(store):
+        names = [name for name in store.names(_folder(shard)) if _ENTRY.fullmatch(name)]
+        if names:
+            yield from read_entries(store, shard, int(names[-1].partition(".")[0]))
 
 
 class ShardLog:
@@ -120,25 +200,29 @@ class ShardLog:
         self._newest_hour = 0
         self._visible: dict[str, int] = {}
         self._fated: dict[tuple[str, int], int] = {}
+        # Committed, and perhaps not visible yet: publishing may fail (a full disk) and is then tried again.
+        self._unpublished: Entry | None = None
 
     def refresh(self) -> None:
-        """Reads what other writers have committed and finishes the publication of the last entry."""
-        names = self._store.names(_folder(self._shard)) if self._next == 0 else None
-        last: Entry | None = None
-        while True:
-            try:
-                data = self._store.read(_path(self._shard, self._next))
-            except FileNotFoundError:
-                break
-            last = Entry.decode(data)
-            self._apply(last)
-        if last is not None:
-            self._publish(last)
-        if names and len(names) > self._next:
-            raise RuntimeError(
-                f"ledger of shard {self._shard}: entry {self._next} is missing although {names[-1]} exists; "
-                "restore the _ledger folder from a backup, or start a new output folder"
-            )
+        """Reads what other writers have committed and finishes the publication of the last entry.
+
+        Raises:
+          BeamrecError: an entry is missing or damaged.
+        """
+        if self._next == 0:
+            names = [name for name in self._store.names(_folder(self._shard)) if _ENTRY.fullmatch(name)]
+            if names and names[-1] != f"{len(names) - 1:012d}.arrow":
+                raise BeamrecError(
+                    f"the ledger of shard {self._shard} has {len(names)} entries although its last is "
+                    f"{names[-1]}: one is missing; restore the _ledger folder from a backup, or start a new "
+                    "output folder"
+                )
+        for entry in read_entries(self._store, self._shard, self._next):
+            self._apply(entry)
+            self._unpublished = entry
+        if self._unpublished is not None:
+            publish(self._store, self._unpublished)
+            self._unpublished = None
 
     def commit(self, outcomes: pa.Table) -> CommitResult:
         """Gives each row of `outcomes` (schema OUTCOMES) its fate, exactly once.
@@ -152,12 +236,15 @@ class ShardLog:
             rows = self._assign(outcomes)
             if rows.num_rows:
                 entry = self._stage(rows)
+                self._check_free(entry)
                 if not self._store.create(_path(self._shard, self._next), entry.encode()):
                     for segment in entry.segments:
                         self._store.discard(segment.staged)
                     continue
-                self._publish(entry)
                 self._apply(entry)
+                self._unpublished = entry
+                publish(self._store, entry)
+                self._unpublished = None
             return _result(rows, outcomes.num_rows - rows.num_rows)
 
     def _assign(self, outcomes: pa.Table) -> pa.Table:
@@ -187,6 +274,12 @@ class ShardLog:
         ]
         return Entry(self._next, tuple(segments), rows.select(_ENTRY_SCHEMA.names))
 
+    def _check_free(self, entry: Entry) -> None:
+        """A name that is taken although nobody has committed this number: the ledger is too old."""
+        for segment in entry.segments:
+            if self._store.exists(segment.path) and not self._store.exists(_path(self._shard, self._next)):
+                raise _other_content(segment.path)
+
     def _part(self) -> str:
         return f"part-{self._shard:04d}-{self._next:010d}.jsonl"
 
@@ -194,15 +287,6 @@ class ShardLog:
         data = b"".join(line + b"\n" for line in lines)
         staged = self._store.stage(data)
         return Segment(path, staged, len(lines), len(data), hashlib.sha256(data).hexdigest())
-
-    def _publish(self, entry: Entry) -> None:
-        for segment in entry.segments:
-            try:
-                self._store.publish(segment.staged, segment.path)
-            except FileNotFoundError:
-                # Another writer finished it first: a staged object goes only after it is visible.
-                if not self._store.exists(segment.path):
-                    _LOGGER.info("segment %s was published before and has been removed since", segment.path)
 
     def _apply(self, entry: Entry) -> None:
         columns = entry.rows.select(["source", "position", "event_id", "fate", "hour"])

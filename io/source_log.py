@@ -1,21 +1,24 @@
-"""What has been read: the parts of each source with their record counts and stored arrival times.
+"""What has been read: parts of sources with their record counts and stored arrival times.
 
-A source that does not keep arrival times itself (a file) needs them kept, or a replay would give other
-event times. The log is also where *in* is counted (DESIGN 5): at the source, before anything else.
-A part is named by where it begins, so of two readers that reach a place at the same time one wins and
-the other adopts what the winner wrote.
+This is where *in* is counted (DESIGN 5): at the source, before anything else. It also keeps arrival times
+for sources that do not keep them themselves (a file), or a replay would give other event times. The log
+is a sequence of numbered entries, each with the parts that one look at the input found, so a thousand
+small files cost one write. Of two readers that reach a place at the same time one wins, and the other
+adopts what the winner wrote.
 """
 
 import dataclasses
-import itertools
 import json
-from urllib.parse import quote, unquote
+import re
+from collections.abc import Iterator, Sequence
 
 from beamrec.io.store import Store
+from beamrec.schemas.errors import BeamrecError
 
-__all__ = ["Part", "SourceLog"]
+__all__ = ["Part", "SourceLog", "read_parts"]
 
 _FOLDER = "_ledger/sources"
+_NAME = re.compile(r"\d{12}\.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Part:
     Attributes:
       records: how many events it holds.
       arrival_us: arrival time of all of them, microseconds since the epoch, UTC.
+      tail: hash of the part's last bytes, by which a source that was replaced is recognised; "" if the
+        source cannot be replaced.
     """
 
     source: str
@@ -32,34 +37,92 @@ class Part:
     position: int
     records: int
     arrival_us: int
+    tail: str = ""
+
+
+def _path(number: int) -> str:
+    return f"{_FOLDER}/{number:012d}.json"
+
+
+def read_parts(store: Store, first: int = 0) -> Iterator[list[Part]]:
+    """The log's entries from number `first` on, in order.
+
+    Raises:
+      BeamrecError: an entry is damaged.
+    """
+    number = first
+    while True:
+        try:
+            data = store.read(_path(number))
+        except FileNotFoundError:
+            return
+        try:
+            yield [Part(**part) for part in json.loads(data)]
+        except (ValueError, TypeError) as error:
+            raise BeamrecError(
+                f"the ledger entry {_path(number)} is damaged ({error}): restore the _ledger folder together "
+                "with the output from a backup, or start a new output folder"
+            ) from error
+        number += 1
 
 
 class SourceLog:
-    """The parts of every source of one output folder, durable and in order."""
+    """Reads and extends the log of one output folder."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._next = 0
+        self._ends: dict[str, Part] = {}
 
-    def sources(self) -> list[str]:
-        """Names of all sources that anything was read from."""
-        return [unquote(name) for name in self._store.names(_FOLDER)]
+    def read(self) -> list[Part]:
+        """The parts that this object has not seen yet, in order.
 
-    def parts(self, source: str, first: int = 0) -> list[Part]:
-        """The parts of a source from the `first` on, in order; raises ValueError if they do not join."""
-        folder = f"{_FOLDER}/{quote(source, safe='')}"
-        names = self._store.names(folder)[first:]
-        parts = [Part(**json.loads(self._store.read(f"{folder}/{name}"))) for name in names]
-        for before, part in itertools.pairwise(parts):
-            if before.position != part.after:
-                raise ValueError(
-                    f"source log of {source}: a part ends at {before.position} and the next begins at "
-                    f"{part.after}; restore the _ledger folder from a backup"
-                )
-        return parts
+        Raises:
+          BeamrecError: an entry is damaged or missing, or parts of a source do not join.
+        """
+        new = []
+        for parts in read_parts(self._store, self._next):
+            self._next += 1
+            for part in parts:
+                self._add(part)
+                new.append(part)
+        return new
 
-    def seal(self, part: Part) -> Part:
-        """Records a part durably; returns the part that holds, which may be another reader's."""
-        path = f"{_FOLDER}/{quote(part.source, safe='')}/{part.after:020d}.json"
-        if self._store.create(path, json.dumps(dataclasses.asdict(part)).encode()):
-            return part
-        return Part(**json.loads(self._store.read(path)))
+    def last(self, source: str) -> Part | None:
+        """The last part of a source, as far as the log has been read."""
+        return self._ends.get(source)
+
+    def seal(self, parts: Sequence[Part]) -> list[Part]:
+        """Records parts durably; returns the parts that hold, which may be another reader's.
+
+        Args:
+          parts: at most one a source, each beginning where the last one of its source ends.
+        """
+        held: dict[str, Part] = {}
+        while True:
+            wanted = {part.source: part.after for part in parts}
+            held |= {p.source: p for p in self.read() if wanted.get(p.source) == p.after}
+            new = [part for part in parts if part.source not in held]
+            data = json.dumps([dataclasses.asdict(part) for part in new]).encode()
+            if not new or self._store.create(_path(self._next), data):
+                break
+        if new:
+            self._next += 1
+            for part in new:
+                self._add(part)
+        return [held.get(part.source, part) for part in parts]
+
+    def _add(self, part: Part) -> None:
+        before = self._ends.get(part.source)
+        if before and before.position != part.after:
+            raise BeamrecError(
+                f"the ledger has {part.source} up to {before.position} and then from {part.after} on: an "
+                "entry of _ledger/sources is missing; restore the folder from a backup"
+            )
+        self._ends[part.source] = part
+
+
+def has_gap(store: Store) -> bool:
+    """Whether an entry in the middle is missing: what follows it would never be read."""
+    names = [name for name in store.names(_FOLDER) if _NAME.fullmatch(name)]
+    return bool(names) and names[-1] != f"{len(names) - 1:012d}.json"

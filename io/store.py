@@ -9,12 +9,11 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.schemas.paths import local_path
 
 __all__ = ["LocalStore", "Store", "clean_staged", "open_store"]
 
@@ -71,16 +70,16 @@ class LocalStore:
     def stage(self, data: bytes) -> str:
         staged = f"{_STAGED}/{uuid.uuid4().hex}"
         target = self.root / staged
-        _make_folder(target.parent)
         try:
+            _make_folder(target.parent)
             with open(target, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
+        except OSError as error:
             # A full disk leaves a partial file behind: nobody refers to it.
             self.discard(staged)
-            raise
+            raise UnavailableError(f"output {self.root}: cannot be written: {error.strerror}") from error
         return staged
 
     def publish(self, staged: str, path: str) -> bool:
@@ -89,7 +88,7 @@ class LocalStore:
         return created
 
     def discard(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.root / path)
 
     def read(self, path: str) -> bytes:
@@ -101,7 +100,7 @@ class LocalStore:
     def names(self, folder: str) -> list[str]:
         try:
             return sorted(os.listdir(self.root / folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def age_seconds(self, path: str) -> float:
@@ -111,15 +110,6 @@ class LocalStore:
             return os.stat(self.root / probe).st_mtime - os.stat(self.root / path).st_mtime
         finally:
             self.discard(probe)
-
-    def files(self, folder: str) -> Iterator[str]:
-        """Paths of all files below a folder, depth first, in name order."""
-        for name in self.names(folder):
-            path = f"{folder}/{name}"
-            if (self.root / path).is_dir():
-                yield from self.files(path)
-            else:
-                yield path
 
     def _link(self, staged: str, path: str) -> bool:
         target = self.root / path
@@ -158,10 +148,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def clean_staged(store: Store) -> None:
-    """Removes what killed writers left staged, once no writer can still be at work on it."""
+    """Removes what killed writers left staged, once no writer can still be at work on it.
+
+    To be called after `finish_publications`: what a committed entry refers to is no longer staged then.
+    """
     for name in store.names(_STAGED):
-        if store.age_seconds(f"{_STAGED}/{name}") > _STALE_SECONDS:
-            store.discard(f"{_STAGED}/{name}")
+        with contextlib.suppress(FileNotFoundError):
+            if store.age_seconds(f"{_STAGED}/{name}") > _STALE_SECONDS:
+                store.discard(f"{_STAGED}/{name}")
 
 
 def open_store(uri: str) -> LocalStore:
@@ -170,10 +164,4 @@ def open_store(uri: str) -> LocalStore:
     Raises:
       UsageError: the scheme is not known.
     """
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
-        return LocalStore(os.path.abspath(unquote(parts.path) if parts.scheme else uri))
-    raise UsageError(
-        f"output {uri}: expected a local path or file:// URI, got scheme {parts.scheme!r}; "
-        "streaming to object stores is not there yet"
-    )
+    return LocalStore(local_path(uri, "--output"))

@@ -15,6 +15,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from beamrec.model.preprocessing import FeatureSpec, raw_arrays, read_vocabulary
 from beamrec.model.release import SCALERS, USER_TOWER, local_folder, verify_release
 from beamrec.schemas.errors import BadDataError, UsageError
+from beamrec.schemas.events import RELEASE_CHECKSUM, RELEASE_URI
 from beamrec.schemas.shop import Feature, Shop
 
 __all__ = [
@@ -177,11 +178,11 @@ class TwoTowerHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ReleaseCache]
           BadDataError: the batch has no stamp, or the release is not what the stamp says.
         """
         stamp = batch.schema.metadata or {}
-        if b"release_uri" not in stamp or b"release_checksum" not in stamp:
+        if RELEASE_URI not in stamp or RELEASE_CHECKSUM not in stamp:
             raise BadDataError(
                 "user tower: the batch is not stamped with a release (release_uri, …_checksum)"
             )
-        release = model.get(stamp[b"release_uri"].decode(), stamp[b"release_checksum"].decode())
+        release = model.get(stamp[RELEASE_URI].decode(), stamp[RELEASE_CHECKSUM].decode())
         features = self._build_features(batch, self._shop.customers.key, self._shop.user_features)
         yield batch.append_column(USER_VECTOR, release.vectors(features))
 

@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from beamrec.schemas.errors import BadDataError, UsageError
+from beamrec.schemas.paths import local_path
 from beamrec.schemas.releases import ReleaseContents, ReleaseFile, ReleaseManifest
 from beamrec.schemas.version import __version__
 
@@ -57,10 +58,7 @@ def local_folder(uri: str, option: str = "--releases") -> Path:
     Raises:
       UsageError: it is another kind of URI.
     """
-    path = uri.removeprefix("file://")
-    if "://" in path:
-        raise UsageError(f"{option}: expected a path or file:///…, got a {path.split('://')[0]}:// URI")
-    return Path(path).expanduser().absolute()
+    return Path(local_path(uri, option))
 
 
 # Writing ----------------------------------------------------------------------------------------------

@@ -181,9 +181,9 @@ def main() -> None:
     """`python -m beamrec.pipelines.batch_training`."""
     import sys
 
-    from beamrec.pipelines.cli import main as cli
+    from beamrec.pipelines.cli import entry
 
-    sys.exit(cli(["batch", *sys.argv[1:]]))
+    entry(["batch", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ unavailable; 130 interrupted; 1 anything else.
 import contextlib
 import dataclasses
 import json
+import logging
+import os
 import re
 import sys
 import time
@@ -26,9 +28,12 @@ from beamrec.pipelines.runs import start_run
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.version import __version__
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]
 
-_PASSWORD_IN_URL = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+# user:password@ (the password may hold slashes), ?password= and libpq's own keyword form.
+_PASSWORD_IN_URL = re.compile(
+    r"^[a-z][a-z0-9+.-]*://[^@?]*:[^@?]*@|(^|[?&;\s])(ssl)?(password|passwd|pwd)\s*=", re.IGNORECASE
+)
 _SECRET_FLAG = re.compile(
     r"(^|_)(password|passwd|secret_access_key|(session|access)_token|connection_string)$"
 )
@@ -72,7 +77,7 @@ def _refuse_secrets(argv: Sequence[str]) -> None:
                 f"--{flag_name(word)}: secrets do not belong on the command line; set the variable "
                 "that the system's own client reads (AWS_SECRET_ACCESS_KEY, …)"
             )
-        if _PASSWORD_IN_URL.match(word.split("=", 1)[1] if word.startswith("--") and "=" in word else word):
+        if _PASSWORD_IN_URL.search(word.split("=", 1)[1] if word.startswith("--") and "=" in word else word):
             raise UsageError(
                 "a connection URL carries no password; set BEAMREC_SOURCE_PASSWORD or "
                 "BEAMREC_VECTOR_DB_PASSWORD instead, and leave `:password` out of the URL"
@@ -209,5 +214,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(result.get("exit_code", 0))
 
 
+def entry(argv: Sequence[str] | None = None) -> None:
+    """The console script: ends the process at once when the verb is done.
+
+    Beam's and TensorFlow's threads may still be inside C++ at the interpreter's end, where one of them
+    once aborted a job that had succeeded, and gRPC prints there what nobody needs.
+    """
+    code = main(argv)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

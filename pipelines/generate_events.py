@@ -15,6 +15,7 @@ from beamrec.io.registry import backend, known_schemes, reject_password
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.paths import local_path
 from beamrec.schemas.shop import Shop, Table, load_shop
 
 __all__ = [
@@ -290,7 +291,7 @@ def run(values: argparse.Namespace, console: Console) -> dict[str, Any]:
     )
     path = write_events(
         generator,
-        Path(values.output),
+        Path(local_path(values.output, "--output")),
         values.events,
         rate,
         lambda sent: console.progress(f"{sent:,} of {values.events:,} events sent"),

@@ -3,11 +3,11 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import apache_beam as beam
+import grpc
 
 from beamrec.io.ledger import Tally, request_drain
 from beamrec.io.store import Store
@@ -17,6 +17,7 @@ from beamrec.schemas.errors import BeamrecError
 __all__ = ["run_job"]
 
 _PROGRESS_SECONDS = 2.0
+_ESCAPED_NEWLINE, _NEWLINE = "\\n", "\n"  # runners quote a worker's traceback into one line
 _WORDS = {
     "in": "read",
     "out": "recommended",
@@ -35,25 +36,33 @@ def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -
     Raises:
       BeamrecError: the job failed.
     """
-    tally = Tally(store)
-    with _DrainOnSignal(lambda: _drain(store, run, console)):
+    tally, asked = Tally(store), threading.Event()
+    with _SetOnSignal(asked):
         result = pipeline.run()
         outcome: dict[str, BaseException] = {}
         waiting = threading.Thread(target=_wait, args=(result, outcome), daemon=True)
         waiting.start()
-        shown = 0.0
+        shown, draining = 0.0, False
         while waiting.is_alive():
             waiting.join(0.2)
+            if asked.is_set() and not draining:
+                draining = True
+                _drain(store, run, console)
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
                 _report(tally, console)
-        _report(tally, console)
     if "error" in outcome:
-        raise BeamrecError(f"the job failed: {_last_line(outcome['error'])}") from outcome["error"]
+        raise _failure(outcome["error"])
+    _report(tally, console)
 
 
 def _report(tally: Tally, console: Console) -> None:
-    counts = tally.update().to_dict()
+    try:
+        counts = tally.update().to_dict()
+    except BeamrecError as error:
+        # Progress is a courtesy: what is wrong with the ledger ends the job where it matters.
+        console.progress(str(error))
+        return
     console.record(counts)
     console.progress(", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items()))
 
@@ -70,22 +79,28 @@ def _wait(result: Any, outcome: dict[str, BaseException]) -> None:
         outcome["error"] = error
 
 
-def _last_line(error: BaseException) -> str:
-    """Runners report a worker's whole traceback; its last line says what went wrong."""
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _failure(error: BaseException) -> Exception:
+    """What ended the job; a worker's own error, of which the runner hands on the text, keeps its code."""
+    if isinstance(error, grpc.RpcError):
+        return BeamrecError(
+            "the runner ended unexpectedly; nothing is lost: start the job again, it goes on where it stopped"
+        )
+    return RuntimeError(f"the job failed: {str(error).replace(_ESCAPED_NEWLINE, _NEWLINE)}")
 
 
-class _DrainOnSignal:
-    """Runs `drain` at the first SIGINT or SIGTERM while in the `with` block; the next interrupts."""
+class _SetOnSignal:
+    """Sets an event at the first SIGINT, SIGTERM or SIGHUP while in the `with` block; the next interrupts.
 
-    def __init__(self, drain: Callable[[], None]) -> None:
-        self._drain = drain
+    The handler does nothing else: it may run in the middle of a print.
+    """
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._old[number] = signal.signal(number, self._first)
 
     def __exit__(self, *exception: object) -> None:
@@ -95,4 +110,4 @@ class _DrainOnSignal:
     def _first(self, number: int, frame: FrameType | None) -> None:
         for each in self._old:
             signal.signal(each, signal.default_int_handler)
-        self._drain()
+        self._event.set()

@@ -1,6 +1,7 @@
 """The unbounded pipeline: click stream in, recommendations out (hourly files and serving table)."""
 
 import dataclasses
+import json
 import secrets
 import time
 from argparse import ArgumentParser
@@ -19,6 +20,7 @@ from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import default_uri
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
 from beamrec.io.segments import WriteSegments
+from beamrec.io.shard_log import finish_publications
 from beamrec.io.store import clean_staged, open_store
 from beamrec.model.handler import TwoTowerHandler
 from beamrec.pipelines.arguments import pipeline_parser
@@ -27,7 +29,7 @@ from beamrec.pipelines.environment import default
 from beamrec.pipelines.job import run_job
 from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import ReadSettings, launch
-from beamrec.schemas.errors import BeamrecError, UsageError
+from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import event_schema
 from beamrec.schemas.shop import Shop, load_shop
 from beamrec.schemas.summary import StageSummary
@@ -126,6 +128,11 @@ class StreamConfig:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(self, name)}"
                 )
+        if self.dedupe_horizon * 3600 < self.allowed_lateness + self.window_seconds:
+            raise UsageError(
+                f"--dedupe-horizon: {self.dedupe_horizon} h is less than --allowed-lateness with one window; "
+                "a late event's own replay would no longer be recognised"
+            )
         for name in ("allowed_lateness", "max_delay", "future_tolerance", "stop_when_idle"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:
@@ -134,7 +141,9 @@ class StreamConfig:
     @property
     def settings(self) -> Settings:
         """What must not change in the output folder."""
-        return Settings(self.shards, identity(self.input), self.dedupe_key, self.shop.name)
+        keys = (self.shop.customers.key_type, self.shop.products.key_type)
+        mapping = json.dumps([dataclasses.asdict(self.shop.events), *keys])
+        return Settings(self.shards, identity(self.input), self.dedupe_key, self.shop.name, mapping)
 
     @property
     def source(self) -> SourceOptions:
@@ -195,24 +204,32 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
 
     Raises:
       UsageError: another job writes there, the folder was begun with other settings, no release is active.
-      BeamrecError: the job failed, or the account does not add up.
+      BadDataError: the account does not add up.
+      BeamrecError: the job failed.
     """
     began = time.monotonic()
     store = open_store(config.output)
+    # Before anything is started or written: a mistyped input must not bind the output folder to it.
+    open_sources(config.input, config.source)
     if ReleaseStore(config.vector_db).active() is None:
         raise UsageError("no release is active: `beamrec train`, then `beamrec release load` and `promote`")
     with Lease(store, config.run):
         fix_settings(store, config.settings)
+        finish_publications(store)
         clean_staged(store)
         with launch(runner, beam_args, console.status) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
             build(pipeline, config, preset.read)
+            if not preset.streams:
+                console.status(f"--runner {runner} writes nothing before its input ends")
             run_job(pipeline, store, config.run, console)
+        finish_publications(store)
         found = account(store)
     if not found.reconciled:
-        raise BeamrecError(
-            f"the account of {config.output} does not add up: {found.counts.to_dict()}; "
-            f"{'; '.join(found.faults) or 'sums differ'}"
+        faults = "; ".join(found.faults) or "sums differ"
+        raise BadDataError(
+            f"the account of {config.output} does not add up: {found.counts.to_dict()}; {faults}. "
+            "If an input file is gone, put it back and start again"
         )
     return StreamResult(dataclasses.replace(found.counts, seconds=time.monotonic() - began), config.output)
 
@@ -255,9 +272,9 @@ def main() -> None:
     """`python -m beamrec.pipelines.streaming_recommend`."""
     import sys
 
-    from beamrec.pipelines.cli import main as cli
+    from beamrec.pipelines.cli import entry
 
-    sys.exit(cli(["stream", *sys.argv[1:]]))
+    entry(["stream", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

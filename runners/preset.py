@@ -5,6 +5,8 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
+from beamrec.schemas.errors import UsageError
+
 __all__ = ["PRESETS", "Preset", "ReadSettings", "Say", "launch", "register"]
 
 
@@ -71,4 +73,11 @@ def launch(
 
 @contextlib.contextmanager
 def _as_given(name: str, beam_args: Sequence[str]) -> Iterator[list[str]]:
+    from apache_beam.runners.runner import create_runner
+
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        known = ", ".join(sorted(PRESETS))
+        raise UsageError(f"--runner {name}: expected {known} or one of Beam's own runners; {error}") from None
     yield [f"--runner={name}", *beam_args]

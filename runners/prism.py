@@ -28,6 +28,8 @@ _OPTIONS = (
     "--environment_type=LOOPBACK",
     # Prism's split requests made 2 of 4 shuffled runs die with "cannot convert float NaN to integer".
     "--experiments=prism_disable_sdf_split",
+    # Beam's default of 300 s is the deadline of the state stream too: every job would end after it.
+    f"--job_server_timeout={10 * 365 * 86_400}",
 )
 
 

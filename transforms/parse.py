@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -102,6 +103,8 @@ class _Parser:
                 continue
             if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
                 raise _InvalidError("event_id_invalid", f"{name}: expected a string, got {_show(value)}")
+            if "\0" in str(value):
+                raise _InvalidError("event_id_invalid", f"{name}: holds a NUL character")
             if len(str(value)) > _MAX_ID_CHARACTERS:
                 raise _InvalidError(
                     "event_id_invalid", f"{name}: longer than {_MAX_ID_CHARACTERS} characters"
@@ -194,6 +197,9 @@ def _integer(value: Any, where: str) -> int | None:
 
 
 def _string(value: Any, where: str) -> str | None:
+    if isinstance(value, str) and "\0" in value:
+        # No database takes it, in no text.
+        raise _InvalidError("string_invalid", f"{where}: holds a NUL character")
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -225,7 +231,8 @@ def _feature(feature: Feature, value: Any) -> float | str | None:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    # `reprlib` bounds depth and length: a value may be nested a thousand times or megabytes long.
+    text = reprlib.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

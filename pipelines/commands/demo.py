@@ -9,6 +9,7 @@ from typing import Any
 from beamrec.pipelines.arguments import VerbParser
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.schemas.errors import BadDataError, BeamrecError
 from beamrec.schemas.events import RESERVED_FIELDS
 
 HELP = "runs the main job end to end on a generated shop, with nothing to set up"
@@ -38,7 +39,11 @@ def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     size = ShopSize(values.customers, values.products, values.ratings, values.bad, values.seed)
     folder = console.home / "demo" / run_id
     folder.mkdir(parents=True)
-    result = run_demo(DemoConfig(folder, run_id, size, values.events, values.seed), console)
+    try:
+        result = run_demo(DemoConfig(folder, run_id, size, values.events, values.seed), console)
+    except BadDataError as error:
+        # The demo makes its own data: an account that does not add up is a fault of ours, exit 1.
+        raise BeamrecError(str(error)) from error
     _print_summary(result, console)
     return (
         result if result["reconciled"] else {**result, "exit_code": 1, "error": "an account does not add up"}

@@ -13,7 +13,7 @@ from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import account, request_drain
 from beamrec.io.shard_log import ShardLog
 from beamrec.io.store import LocalStore
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import OUTCOMES
 
 
@@ -210,11 +210,69 @@ def test_an_idle_source_ends_when_it_was_told_to(job):
     assert reader.get_watermark() == MAX_TIMESTAMP
 
 
+def test_many_small_files_are_sealed_and_batched_together(job):
+    for i in range(500):
+        job.write(f"{i}.jsonl", b"%d\n" % i)
+    reader, batches = job.reader(), 0
+    while reader.advance():
+        batches += 1
+    assert batches == 1
+    assert len(job.store.names("_ledger/sources")) == 1
+
+
+def test_names_of_any_length_and_language_are_read_and_others_stop_nothing(job):
+    names = ["数" * 70 + ".jsonl", "/".join(["a" * 50] * 6) + ".jsonl", "it's 100%2F\n.jsonl"]
+    for name in names:
+        job.write(name, b"1\n")
+    (job.input / os.fsdecode(b"\xff\xfe.jsonl")).write_bytes(b"2\n")
+    rows = poll(job.reader())
+    assert {row["source"] for row in rows} == {f"file:{name}" for name in names}
+    job.fate(rows)
+    assert account(job.store).reconciled
+
+
+@pytest.mark.parametrize("content", [b"7\n8\n9\n10\n11\n", b"7\n"], ids=["longer", "shorter"])
+def test_a_file_that_was_replaced_is_an_error_and_not_a_gap(job, content):
+    job.write("a.jsonl", b"1\n2\n3\n")
+    reader = job.reader()
+    job.fate(poll(reader))
+    (job.input / "new.tmp").write_bytes(content)
+    (job.input / "new.tmp").rename(job.input / "a.jsonl")
+    for each in (reader, job.reader()):
+        with pytest.raises(BeamrecError, match=r"a\.jsonl was replaced or shortened"):
+            poll(each)
+
+
+def test_a_blank_tail_and_a_half_line_hold_no_watermark_back(job):
+    job.write("blank.jsonl", b"1\n\n \n", age=3000)
+    job.write("half.jsonl", b'2\n{"half', age=30)
+    reader = job.reader(max_delay_seconds=5)
+    assert len(poll(reader)) == 2
+    assert float(reader.get_watermark()) == pytest.approx(time.time() - 5, abs=2)
+
+
+def test_a_last_line_dated_in_the_future_counts_once_it_was_left_alone(job):
+    job.write("a.jsonl", b"1\n2", age=-86_400)
+    assert payloads(poll(job.reader(stop_when_idle_seconds=1.0), 2.0)) == [b"1", b"2"]
+
+
+def test_marks_of_two_readers_differ(job):
+    assert job.reader().get_checkpoint_mark() != job.reader().get_checkpoint_mark()
+
+
+def test_a_sealed_file_that_is_gone_is_an_error_that_says_so(job):
+    job.write("a.jsonl", b"1\n2\n")
+    poll(job.reader())
+    (job.input / "a.jsonl").unlink()
+    with pytest.raises(BeamrecError, match="gone, and 2 of its events have no fate"):
+        poll(job.reader())
+
+
 def test_a_shortened_file_whose_lines_are_needed_again_is_an_error(job):
     job.write("a.jsonl", b"1\n2\n3\n")
     poll(job.reader())
     (job.input / "a.jsonl").write_bytes(b"1\n")
-    with pytest.raises(ValueError, match="append-only"):
+    with pytest.raises(BeamrecError, match="append-only"):
         poll(job.reader())
 
 

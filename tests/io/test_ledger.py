@@ -1,5 +1,7 @@
 """The account: in is counted at the source, fates at the sink, and gaps and overlaps are found."""
 
+import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from beamrec.io.ledger import Progress, Settings, Tally, account, fix_settings
 from beamrec.io.shard_log import ShardLog
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import OUTCOMES
 
 
@@ -39,7 +41,7 @@ def commit(store: LocalStore, shard: int, *intervals: tuple[int, int], fate: str
 
 
 def read(store: LocalStore, after: int, position: int, records: int) -> None:
-    SourceLog(store).seal(Part("file:a", after, position, records, 0))
+    SourceLog(store).seal([Part("file:a", after, position, records, 0)])
 
 
 def test_a_tiled_source_is_reconciled_across_shards(store):
@@ -78,10 +80,67 @@ def test_progress_resumes_at_the_lowest_position_without_a_fate(store):
 
 
 def test_of_two_readers_of_one_place_the_first_holds(store):
-    log = SourceLog(store)
+    first, second, other = (
+        Part("file:a", 0, 30, 3, 1),
+        Part("file:a", 0, 50, 5, 2),
+        Part("file:b", 0, 9, 1, 2),
+    )
+    assert SourceLog(store).seal([first]) == [first]
+    assert SourceLog(store).seal([second, other]) == [first, other]
+    assert SourceLog(store).read() == [first, other]
+
+
+def test_a_reader_that_loses_the_race_adopts_what_the_winner_wrote(store):
     first, second = Part("file:a", 0, 30, 3, 1), Part("file:a", 0, 50, 5, 2)
-    assert log.seal(first) == first
-    assert log.seal(second) == first
+
+    class Slow(LocalStore):
+        def create(self, path, data):
+            if not store.names("_ledger/sources"):
+                SourceLog(store).seal([first])
+            return super().create(path, data)
+
+    assert SourceLog(Slow(store.root)).seal([second]) == [first]
+
+
+def test_a_source_may_begin_anywhere(store):
+    read(store, 1000, 1030, 3)
+    commit(store, 0, (1000, 1010))
+    assert Progress.load(store) == {"file:a": Progress(1010, frozenset())}
+    commit(store, 0, (1010, 1030))
+    assert account(store).faults == ()
+
+
+def test_recommendations_without_a_ledger_are_refused(store):
+    store.create("recommendations/part-0000-0000000000.jsonl", b"{}")
+    with pytest.raises(UsageError, match="no ledger"):
+        fix_settings(store, Settings(8, "/in", None, "classicmodels"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b'{"a": 1}'])
+def test_a_damaged_ledger_names_the_file(store, damage):
+    read(store, 0, 10, 1)
+    commit(store, 0, (0, 10))
+    entry = store.root / "_ledger/fates/0000/000000000000.arrow"
+    (entry.parent / ".nfs0001").write_bytes(b"")
+    (entry.parent.parent / ".DS_Store").write_bytes(b"")
+    assert account(store).reconciled, "stray files are not entries"
+    entry.write_bytes(damage)
+    with pytest.raises(BeamrecError, match=r"fates/0000/000000000000\.arrow is damaged"):
+        account(store)
+    part = store.root / "_ledger/sources/000000000000.json"
+    part.write_bytes(damage)
+    with pytest.raises(BeamrecError, match=r"sources/000000000000\.json is damaged"):
+        SourceLog(store).read()
+
+
+def test_an_unreadable_lease_counts_by_its_age(store):
+    store.create("_ledger/lease/00000000.json", b"")
+    with pytest.raises(UsageError, match="is writing"), Lease(store, "next"):
+        pass
+    path = store.root / "_ledger/lease/00000000.json"
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    with Lease(store, "next"):
+        pass
 
 
 def test_settings_of_an_output_folder_cannot_change(store):

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beamrec.io.ledger import missing_segments
-from beamrec.io.shard_log import CommitResult, Entry, ShardLog, read_entries
+from beamrec.io.shard_log import (
+    CommitResult,
+    Entry,
+    ShardLog,
+    finish_publications,
+    read_entries,
+    unpublished,
+)
 from beamrec.io.store import LocalStore
+from beamrec.schemas.errors import BeamrecError
 from beamrec.schemas.events import OUTCOMES
 
 HOUR = datetime(2026, 11, 22, 7, tzinfo=UTC)
@@ -178,12 +186,50 @@ def test_many_concurrent_writers_with_overlapping_rows(store):
     assert len(lines) == len({line.split("@")[0] for line in lines}) == 40
 
 
+@pytest.mark.parametrize("operation", range(1, 8))
+def test_a_restart_finishes_what_was_committed_although_nothing_new_comes(store, operation):
+    """Positions in the entry already count as done, so nobody would write to this shard again."""
+    with contextlib.suppress(_Killed):
+        ShardLog(_KillAt(store, operation, after=True), 0, 24).commit(outcomes((1, "a"), (2, "b")))
+    committed = sum(entry.rows.num_rows for entry in read_entries(store, 0))
+    assert len(unpublished(store)) == int(committed > len(visible(store)))
+    finish_publications(store)
+    assert len(visible(store)) == committed
+    assert unpublished(store) == []
+
+
+def test_a_publication_that_fails_is_finished_by_the_next_commit_of_the_same_writer(store):
+    class Full(LocalStore):
+        failures = 1
+
+        def publish(self, staged, path):
+            if self.failures:
+                self.failures -= 1
+                raise OSError(28, "No space left on device")
+            return super().publish(staged, path)
+
+    log = ShardLog(Full(store.root), 0, 24)
+    with pytest.raises(OSError, match="No space left"):
+        log.commit(outcomes((1, "a")))
+    assert visible(store) == []
+    assert log.commit(outcomes((1, "a"), (2, "b"))) == CommitResult(visible=1, replays=1)
+    assert visible(store) == ["a@1", "b@2"]
+
+
+def test_a_ledger_that_is_older_than_the_output_is_refused(store):
+    ShardLog(store, 0, 24).commit(outcomes((1, "a")))
+    (store.root / "_ledger/fates/0000/000000000000.arrow").unlink()
+    with pytest.raises(BeamrecError, match="not of the same time"):
+        ShardLog(store, 0, 24).commit(outcomes((2, "b")))
+    assert visible(store) == ["a@1"]
+
+
 def test_a_missing_entry_in_the_middle_is_an_error_and_not_a_gap(store):
     log = ShardLog(store, 0, 24)
     for position in range(3):
         log.commit(outcomes((position, str(position))))
     (store.root / "_ledger/fates/0000/000000000001.arrow").unlink()
-    with pytest.raises(RuntimeError, match="entry 1 is missing"):
+    with pytest.raises(BeamrecError, match="one is missing"):
         ShardLog(store, 0, 24).refresh()
 
 

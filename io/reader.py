@@ -1,0 +1,126 @@
+"""The part that every event source shares: resume, drain, idle end, watermark and checkpoint marks.
+
+A reader of a source derives from `LedgerReader` and says only how the next events are found. The rules
+that it must keep, for *in* is counted from what it seals:
+
+1. Seal a `Part` in the source log before any of its events is emitted, with their exact number.
+2. Give each event the interval (`after`, `position`] of its source; the intervals of a source join.
+3. Leave out what already has a fate (`self.fated(source, position)`).
+4. At start, read sealed parts again that are not wholly fated, with the arrival times sealed with them.
+5. With `seal_new` false, read on in what is sealed and seal nothing new: a drain ends there, and then
+   everything that was counted in has a fate.
+"""
+
+import abc
+import dataclasses
+import time
+import uuid
+from collections.abc import Iterator
+
+import pyarrow as pa
+from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+
+from beamrec.io.events import SourceOptions
+from beamrec.io.ledger import Progress, drain_requested
+from beamrec.io.source_log import Part, SourceLog
+from beamrec.io.store import open_store
+
+__all__ = ["LedgerMark", "LedgerReader"]
+
+# Two bundle times: on Flink a window that a drain closes can fire twice if the last bundle is open.
+_DRAIN_HOLD_SECONDS = 0.3
+_NOTHING = Progress(0, frozenset())
+
+
+@dataclasses.dataclass(frozen=True)
+class LedgerMark(CheckpointMark):  # type: ignore[misc]
+    """Tells one bundle's reader from another; where to resume is in the ledger, not in the mark."""
+
+    reader: str
+    sequence: int
+
+
+class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
+    """A reader that begins at the lowest position without a fate, whatever the runner remembers.
+
+    The ledger is never behind a runner's checkpoint in what must not be repeated: events that are on
+    their way are read again, and the sink takes them out.
+    """
+
+    def __init__(self, options: SourceOptions) -> None:
+        self.options = options
+        self._store = open_store(options.output)
+        self._progress = Progress.load(self._store)
+        self.log = SourceLog(self._store)
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._current: pa.RecordBatch | None = None
+        self._idle_since = time.monotonic()
+        self._ended_at: float | None = None
+        self._watermark_us: int | None = None
+        self._id, self._marks = uuid.uuid4().hex, 0
+
+    @abc.abstractmethod
+    def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
+        """Batches of RAW_EVENTS of what comes next, or None if there is nothing now. Must not block."""
+
+    def fated(self, source: str, position: int) -> bool:
+        """Whether the event that ends there already had a fate when this reader began."""
+        progress = self._progress.get(source, _NOTHING)
+        return position <= progress.resume or position in progress.done
+
+    def unfinished(self, part: Part) -> bool:
+        """Whether a sealed part has to be read again."""
+        return part.position > self._progress.get(part.source, _NOTHING).resume
+
+    def advance_watermark(self, arrival_seconds: float) -> None:
+        """Events that come from now on arrived at this time or later."""
+        micros = int((arrival_seconds - self.options.max_delay_seconds) * 1e6)
+        self._watermark_us = micros if self._watermark_us is None else max(micros, self._watermark_us)
+
+    def start(self) -> bool:
+        """See UnboundedReader."""
+        return self.advance()
+
+    def advance(self) -> bool:
+        """See UnboundedReader."""
+        if self._ended_at is not None:
+            return False
+        draining = drain_requested(self._store, self.options.run)
+        batch = next(self._batches, None)
+        while batch is None:
+            batches = self.next_batches(seal_new=not draining)
+            if batches is None:
+                break
+            self._batches = batches
+            batch = next(batches, None)
+        if batch is not None:
+            self._current = batch
+            self._idle_since = time.monotonic()
+            return True
+        limit = self.options.stop_when_idle_seconds
+        if draining or (limit is not None and time.monotonic() - self._idle_since >= limit):
+            self._ended_at = time.monotonic()
+        return False
+
+    def get_current(self) -> pa.RecordBatch:
+        """See UnboundedReader."""
+        return self._current
+
+    def get_current_timestamp(self) -> Timestamp:
+        """Never before the watermark: an element behind it would be late by itself."""
+        return self._watermark()
+
+    def get_watermark(self) -> Timestamp:
+        """See UnboundedReader."""
+        if self._ended_at is not None and time.monotonic() - self._ended_at >= _DRAIN_HOLD_SECONDS:
+            return MAX_TIMESTAMP
+        return self._watermark()
+
+    def get_checkpoint_mark(self) -> LedgerMark:
+        """See UnboundedReader."""
+        self._marks += 1
+        return LedgerMark(self._id, self._marks)
+
+    def _watermark(self) -> Timestamp:
+        return MIN_TIMESTAMP if self._watermark_us is None else Timestamp(micros=self._watermark_us)
