@@ -43,6 +43,8 @@ _LOGGER = logging.getLogger(__name__)
 def open_sources(uri: str, options: SourceOptions) -> "list[EventFiles]":
     """One source a split; raises UsageError if the folder is not there."""
     folder = identity(uri)
+    if os.path.isfile(folder):
+        raise UsageError(f"--input {uri}: is a file; give the folder that it lies in")
     if not os.path.isdir(folder):
         raise UsageError(f"--input {uri}: no such folder; events are read from the JSONL files inside it")
     return [EventFiles(folder, options, index) for index in range(options.splits)]

@@ -65,11 +65,12 @@ def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: st
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = VerbParser(prog=f"beamrec {verb}", description=description, conflict_handler="resolve")
+    # Groups are shown in the order in which they are made; of two equal flags the one added last holds.
+    own = parser.add_argument_group("options")
     beam = parser.add_argument_group(BEAM_GROUP, "passed through to the runner")
     for kind in _subclasses(PipelineOptions):
         if kind.__module__.startswith("apache_beam.") and "_add_argparse_args" in vars(kind):
             cast(Any, kind)._add_argparse_args(beam)
-    own = parser.add_argument_group("options")
     options._add_argparse_args(own)
     return parser
 

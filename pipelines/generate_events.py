@@ -227,7 +227,7 @@ def write_events(
         partial.write_bytes(b"".join(line + b"\n" for line in _lines(generator, count)))
         partial.rename(path)
         return path
-    began, sent = time.monotonic(), 0
+    began, sent, told = time.monotonic(), 0, 0.0
     with open(path, "ab") as file:
         while sent < count:
             due = min(count, int((time.monotonic() - began) * rate) + 1)
@@ -235,7 +235,8 @@ def write_events(
                 file.write(b"".join(line + b"\n" for line in _lines(generator, due - sent)))
                 file.flush()
                 sent = due
-                if progress:
+                if progress and time.monotonic() - told > 1:
+                    told = time.monotonic()
                     progress(sent)
             time.sleep(min(0.1, 1 / rate))
     return path

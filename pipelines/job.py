@@ -64,7 +64,9 @@ def _report(tally: Tally, console: Console) -> None:
         console.progress(str(error))
         return
     console.record(counts)
-    console.progress(", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items()))
+    waiting = counts["in"] - sum(counts[name] for name in _WORDS if name != "in")
+    told = ", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items())
+    console.progress(f"{told}, in open windows {waiting:,}")
 
 
 def _drain(store: Store, run: str, console: Console) -> None:

@@ -199,6 +199,27 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
     )
 
 
+def _active_release(config: StreamConfig) -> str:
+    """Id of the active release, which must have been trained for this shop."""
+    store = ReleaseStore(config.vector_db)
+    active = store.active()
+    if active is None:
+        loaded = [release["id"] for release in store.releases()]
+        then = (
+            f"`beamrec release promote {loaded[0]}`" if loaded else "`beamrec train`, `beamrec release load`"
+        )
+        raise UsageError(f"no release is active; next: {then}")
+    inputs = store.show(active.id)["manifest"]["user_inputs"]
+    columns = [config.shop.customers.key, *(f.column for f in config.shop.user_features)]
+    if inputs and [entry["column"] for entry in inputs] != columns:
+        raise UsageError(
+            f"the active release {active.id} was trained for a shop with the inputs "
+            f"{[entry['column'] for entry in inputs]}, not {columns}: give the same --shop, or promote a "
+            "release of this one"
+        )
+    return active.id
+
+
 def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> StreamResult:
     """Runs the job until it is drained or its input ends, and adds up the output folder.
 
@@ -211,8 +232,11 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     store = open_store(config.output)
     # Before anything is started or written: a mistyped input must not bind the output folder to it.
     open_sources(config.input, config.source)
-    if ReleaseStore(config.vector_db).active() is None:
-        raise UsageError("no release is active: `beamrec train`, then `beamrec release load` and `promote`")
+    release = _active_release(config)
+    console.status(
+        f"serving release {release}; reading {config.input}; a recommendation is written when its "
+        f"{config.window_seconds} s window closes"
+    )
     with Lease(store, config.run):
         fix_settings(store, config.settings)
         finish_publications(store)

@@ -43,8 +43,8 @@ _COMMENTS = {
 
 # Which verb each line is shown under; names of the first group stand at the top level.
 _SECTIONS: Mapping[str, Sequence[str]] = {
-    "": ("vector_db", "seed"),
-    "batch": ("source", "output"),
+    "": ("source", "vector_db", "seed"),
+    "batch": ("output",),
     "train": ("data", "releases"),
     "stream": (
         "input",
@@ -59,7 +59,8 @@ _SECTIONS: Mapping[str, Sequence[str]] = {
 }
 _EXAMPLES = {
     "source": "sqlite:///shop.db",
-    "output": "lake",
+    "batch.output": "lake",
+    "stream.output": "out",
     "input": "events",
     "data": "lake",
     "releases": "releases",
@@ -81,14 +82,15 @@ def config_toml(shop_path: str, source: str | None = None) -> str:
             lines += ["", f"[{verb}]"]
         for name in names:
             given = source if name == "source" else None
-            lines.append(_setting_line(name, given))
+            lines.append(_setting_line(verb, name, given))
     return "\n".join(lines) + "\n"
 
 
-def _setting_line(name: str, given: str | None) -> str:
+def _setting_line(verb: str, name: str, given: str | None) -> str:
     setting = SETTINGS[name]
     value = given if given is not None else setting.value
-    shown = toml_value(_EXAMPLES[name] if value is None else value)
+    example = _EXAMPLES.get(f"{verb}.{name}") or _EXAMPLES.get(name)
+    shown = toml_value(example if value is None else value)
     unit = "" if setting.unit in ("URI", "whole number") else f" [{setting.unit}]"
     return f"{'' if given is not None else '# '}{name} = {shown}  # {_COMMENTS[name]}{unit}"
 
@@ -115,7 +117,7 @@ _RATINGS_COMMENTS = {
     "min_rating": "ratings outside the scale are dead letters",
 }
 _EVENTS_COMMENTS = {
-    "shape": '"session": an event holds its whole history; "click": one product an event',
+    "shape": '"session": an event holds its whole history; "click": one product, its whole history',
     "history": "the list of viewed products (session)",
     "product": "in an entry of the history, or in the click",
 }

@@ -93,7 +93,11 @@ def _rating_range(module: Any, connection: Any, shop: Shop) -> tuple[float, floa
     table, column = module.quote(shop.ratings.name), module.quote(shop.ratings.rating)
     sql = f"SELECT MIN({column}), MAX({column}) FROM {table}"  # noqa: S608 (quoted identifiers)
     [(low, high)] = next(iter(module.fetch(connection, sql)))
-    return None if low is None else (float(low), float(high))
+    try:
+        return None if low is None else (float(low), float(high))
+    except ValueError:
+        # SQLite keeps a text in a column of numbers; the scale then has to be set by hand.
+        return None
 
 
 def _database_name(uri: str) -> str:

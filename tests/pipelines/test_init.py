@@ -191,5 +191,5 @@ def test_every_line_of_the_configuration_names_an_option(verb: str) -> None:
     everything = re.sub(r"^# (?=\w+ = )", "", config_toml("shop.toml", "sqlite:///x.db"), flags=re.MULTILINE)
     data = tomllib.loads(everything)
     assert data["stream"]["window_seconds"] == 60
-    assert data["batch"]["source"] == "sqlite:///x.db"
+    assert data["source"] == "sqlite:///x.db"
     expand(data, "x", verb, [], commands.available(), lambda name: commands.load(name).parser())

@@ -74,7 +74,7 @@ def test_what_is_not_there_is_wrong_usage(home: Path, trained: list[dict]) -> No
             release.run(argv, console)
     with pytest.raises(UsageError, match="--data is missing"):
         train.run([], console)
-    with pytest.raises(UsageError, match="expected a path"):
+    with pytest.raises(UsageError, match="expected a local path"):
         train.run(["--data", f"{home}/lake", "--releases", "s3://bucket/x"], console)
 
 
