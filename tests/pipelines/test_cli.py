@@ -199,6 +199,9 @@ def test_a_home_that_cannot_be_written_is_wrong_usage(
     [
         ["--how=mysql://shop:hunter2@db/x"],
         ["--how", "postgresql://shop:hunter2@db/x"],
+        ["--how=mysql://shop:hunter2/with/slash@db/x"],
+        ["--how=mysql://shop@db/x?password=hunter2"],
+        ["--how", "host=db password=hunter2 user=shop"],
         ["--s3_secret_access_key=hunter2"],
         ["--db-password", "hunter2"],
     ],

@@ -1,0 +1,109 @@
+"""What `stream` refuses, before it starts or writes anything, and with which exit code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+
+from beamrec.pipelines import streaming_recommend
+from beamrec.pipelines.console import Console
+from beamrec.pipelines.failures import explain
+from beamrec.pipelines.templates import shop_toml
+from beamrec.runners.preset import launch
+from beamrec.schemas.errors import UsageError
+from beamrec.schemas.shop import CLASSICMODELS, Shop
+
+FILMS = Shop.from_dict(
+    {
+        "name": "films",
+        "customers": {
+            "name": "users",
+            "key": "user_id",
+            "key_type": "string",
+            "features": [{"column": "age_band", "event_field": "age"}],
+        },
+        "products": {"name": "films", "key": "film_id", "key_type": "string", "features": []},
+        "ratings": {"name": "stars", "customer": "user_id", "product": "film_id", "rating": "score"},
+    }
+)
+
+
+@pytest.fixture
+def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs the verb in this process on `tmp_path/in` and `tmp_path/out`."""
+    (tmp_path / "in").mkdir()
+
+    def call(*argv: str) -> dict[str, Any]:
+        defaults = [f"--input={tmp_path}/in", f"--output={tmp_path}/out"]
+        return streaming_recommend.run([*defaults, *argv], Console(trained.home))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--window-seconds=7"], "divisor of 3600"),
+        (["--dedupe-horizon=1"], "less than --allowed-lateness"),
+        (["--shards=0"], "at least 1"),
+        (["--max-delay=-1"], "seconds from 0 on"),
+        (["--input=s3://bucket/x"], "--input: expected one of"),
+        (["--output=s3://bucket/x"], "object stores are not there yet"),
+        (["--runner=nosuch"], "expected direct, prism or one of Beam's own"),
+        (["--nosuch=1"], "nosuch"),
+        (["--vector-db=postgresql://u:p@h/db"], "holds a password"),
+    ],
+)
+def test_wrong_usage_is_exit_2(run: Callable[..., dict[str, Any]], argv: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(*argv)
+
+
+def test_a_mistyped_input_does_not_bind_the_output_folder(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        run(f"--input={tmp_path}/inn")
+    (tmp_path / "file").write_bytes(b"{}")
+    with pytest.raises(UsageError, match="is a file"):
+        run(f"--input={tmp_path}/file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_release_of_another_shop_is_refused_before_anything_is_written(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "films.toml").write_text(shop_toml(FILMS))
+    with pytest.raises(UsageError, match=r"was trained for a shop with the inputs .*customerNumber"):
+        run(f"--shop={tmp_path}/films.toml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_customer_column_with_a_name_of_ours_is_refused() -> None:
+    from beamrec.schemas.events import event_schema
+
+    data = {"column": "position", "event_field": "position"}
+    customers = {"name": "c", "key": "id", "key_type": "int", "features": [data]}
+    products = {"name": "p", "key": "pid", "key_type": "int", "features": []}
+    ratings = {"name": "r", "customer": "id", "product": "pid", "rating": "stars"}
+    shop = Shop.from_dict({"customers": customers, "products": products, "ratings": ratings})
+    with pytest.raises(UsageError, match="'position' has the name of a column that the stream adds"):
+        event_schema(shop)
+    assert event_schema(CLASSICMODELS)
+
+
+def test_an_output_that_cannot_be_written_is_exit_4(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_bytes(b"a file")
+    with pytest.raises(Exception, match="cannot be written") as caught:
+        run()
+    assert explain(caught.value)[1] == 4
+
+
+def test_a_job_may_run_longer_than_beams_default_deadline_of_300_seconds() -> None:
+    """The deadline is that of the state stream: without the option every job ended after five minutes."""
+    with launch("prism", []) as (_, args):
+        assert PipelineOptions(args).view_as(PortableOptions).job_server_timeout > 365 * 86_400
