@@ -230,5 +230,5 @@ def test_a_manifest_survives_json() -> None:
 
 @pytest.mark.parametrize("uri", ["s3://bucket/releases", "gs://b"])
 def test_folders_elsewhere_are_not_there_yet(uri: str) -> None:
-    with pytest.raises(BeamrecError, match="expected a path"):
+    with pytest.raises(BeamrecError, match="expected a local path"):
         folders.local_folder(uri)
