@@ -2,7 +2,8 @@
 
 A source's module (see `io.registry`, kind `events`) has `open_sources(uri, options)`, which returns one
 `UnboundedSource` of RAW_EVENTS batches per split, and `identity(uri)`, the text that says which positions
-are meant; it is stored with the output and must not change.
+are meant; it is stored with the output and must not change. Readers derive from `io.reader.LedgerReader`,
+which states the rules that they keep.
 """
 
 import dataclasses
