@@ -255,7 +255,7 @@ def test_metadata_says_what_is_needed(wheel: Path, tmp_path: Path) -> None:
     assert found.metadata["Requires-Python"] in ("<3.12,>=3.11", ">=3.11,<3.12")
     assert found.metadata["License-Expression"] == "Apache-2.0"
     [script] = found.entry_points.select(group="console_scripts")
-    assert (script.name, script.value) == ("beamrec", "beamrec.pipelines.cli:main")
+    assert (script.name, script.value) == ("beamrec", "beamrec.pipelines.cli:entry")
     needed = {line.split("[")[0].split("=")[0] for line in found.requires or []}
     asked = {
         "apache-beam",
