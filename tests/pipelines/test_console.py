@@ -2,6 +2,8 @@
 
 import io
 import os
+import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -22,8 +24,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
     os.close(looked_at)
 
 
-def _seen(terminal: int) -> str:
-    return os.read(terminal, 65536).decode()
+def _seen(terminal: int, last: str) -> str:
+    """All that came, up to `last` or for ten seconds: one read may give only the first of it."""
+    shown, deadline = b"", time.monotonic() + 10
+    while (
+        last.encode() not in shown
+        and select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]
+    ):
+        shown += os.read(terminal, 65536)
+    return shown.decode()
 
 
 def test_without_a_terminal_steps_are_lines_of_their_own() -> None:
@@ -50,7 +59,7 @@ def test_on_a_terminal_the_line_is_live_and_gone_when_text_is_printed(terminal: 
     console.status("reading")
     console.progress("reading [bold]half of it")
     console.print("42 rows")
-    shown = _seen(looked_at)
+    shown = _seen(looked_at, last="42 rows")
     assert "reading [bold]half of it" in shown, "text is not markup"
     assert "42 rows" in shown
     assert "\x1b[2K" in shown, "the live line was wiped"
