@@ -38,6 +38,7 @@ _TAIL_SECONDS = 60.0
 _TAIL_BYTES = 64
 _BLANK = b" \t\r\n"
 _LOGGER = logging.getLogger(__name__)
+_Record = tuple[int, bytes]
 
 
 def open_sources(uri: str, options: SourceOptions) -> "list[EventFiles]":
@@ -113,7 +114,6 @@ class _Reader(LedgerReader):
         self._pending: collections.deque[tuple[float, str]] = collections.deque()
         self._next_listing = 0.0
         self._complaints: set[str] = set()
-        self._unreadable: set[str] = set()
         self._replays = collections.deque(self._sealed())
 
     def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
@@ -141,7 +141,7 @@ class _Reader(LedgerReader):
         group, size = [], 0
         while self._replays and size < _GROUP_BYTES:
             part = self._replays.popleft()
-            group.append((part, self._bytes(part)))
+            group.append((part, self._reread(part)))
             size += part.position - part.after
         self.advance_watermark(group[0][0].arrival_us / 1e6)
         return self._to_batches(group)
@@ -163,14 +163,17 @@ class _Reader(LedgerReader):
         # With nothing pending, whatever comes next was modified after this listing began. A line whose
         # end is still missing holds nothing back (it arrives when its end is written), nor does a file
         # that cannot be read.
-        self.advance_watermark(min((a for a, name in found if name not in self._unreadable), default=now))
+        self.advance_watermark(min((a for a, name in found if name not in self._complaints), default=now))
         self._next_listing = began + max(_LIST_SECONDS, 5 * (time.monotonic() - began))
 
     def _promising(self, file: _File, status: os.stat_result) -> bool:
         """Whether a look may find more than the last one, which found no whole line."""
-        if file.barren != (status.st_size, status.st_mtime_ns):
-            return True
-        return time.monotonic() - file.barren_since > self._tail_seconds
+        return file.barren != _look_of(status) or self._left_alone(file, status)
+
+    def _left_alone(self, file: _File, status: os.stat_result) -> bool:
+        """Whether nothing has changed for a while since a look found no whole line."""
+        same = file.barren == _look_of(status)
+        return same and time.monotonic() - file.barren_since > self._tail_seconds
 
     @property
     def _tail_seconds(self) -> float:
@@ -180,15 +183,16 @@ class _Reader(LedgerReader):
 
     def _seal(self) -> Iterator[pa.RecordBatch] | None:
         """Reads and seals pending files up to the size of a group."""
-        found: list[tuple[Part, bytes]] = []
+        found: list[tuple[Part, list[_Record]]] = []
         size = 0
         while self._pending and size < _GROUP_BYTES:
             arrival, name = self._pending.popleft()
             read = self._look(name)
             if read:
                 found.append(read)
-                size += len(read[1])
-                if len(read[1]) >= _GROUP_BYTES // 2:
+                length = read[0].position - read[0].after
+                size += length
+                if length >= _GROUP_BYTES // 2:
                     # A long file: the rest of it follows at once, and keeps its place in line.
                     self._pending.appendleft((arrival, name))
                     break
@@ -196,15 +200,15 @@ class _Reader(LedgerReader):
             return None
         held = self.log.seal([part for part, _ in found])
         group = []
-        for (part, data), sealed in zip(found, held, strict=True):
+        for (part, records), sealed in zip(found, held, strict=True):
             # Another reader may have been here first and seen less or more of the file.
-            group.append((sealed, data if sealed.position == part.position else self._bytes(sealed)))
+            group.append((sealed, records if sealed.position == part.position else self._reread(sealed)))
             name = sealed.source.removeprefix(_SYSTEM)
             self._files[name] = _File(sealed.position, sealed.tail)
         self.advance_watermark(min(part.arrival_us for part, _ in group) / 1e6)
         return self._to_batches(group)
 
-    def _look(self, name: str) -> tuple[Part, bytes] | None:
+    def _look(self, name: str) -> tuple[Part, list[_Record]] | None:
         """The whole lines that a file has gained, as a part that is not sealed yet."""
         file = self._files[name]
         try:
@@ -214,25 +218,21 @@ class _Reader(LedgerReader):
                 data = _whole_lines(stream, file.end, status.st_size, self._quiet(file, status))
         except OSError as error:
             self._complain(name, "cannot be read: %s", error)
-            self._unreadable.add(name)
             return None
-        records = sum(1 for _ in _records(data))
+        records = _records(data)
         if not records:
-            look = (status.st_size, status.st_mtime_ns)
-            if file.barren != look or self._quiet(file, status):
-                file.barren, file.barren_since = look, time.monotonic()
+            if file.barren != _look_of(status) or self._quiet(file, status):
+                file.barren, file.barren_since = _look_of(status), time.monotonic()
             return None
         arrival_us = min(status.st_mtime_ns, time.time_ns()) // 1000
-        part = Part(_SYSTEM + name, file.end, file.end + len(data), records, arrival_us, _hash_tail(data))
-        return part, data
+        end = file.end + len(data)
+        return Part(_SYSTEM + name, file.end, end, len(records), arrival_us, _hash_tail(data)), records
 
     def _quiet(self, file: _File, status: os.stat_result) -> bool:
-        waited = file.barren == (status.st_size, status.st_mtime_ns) and (
-            time.monotonic() - file.barren_since > self._tail_seconds
-        )
-        return waited or time.time() - status.st_mtime > self._tail_seconds
+        old = time.time() - status.st_mtime > self._tail_seconds
+        return old or self._left_alone(file, status)
 
-    def _bytes(self, part: Part) -> bytes:
+    def _reread(self, part: Part) -> list[_Record]:
         name = part.source.removeprefix(_SYSTEM)
         try:
             with open(os.path.join(self._source.folder, name), "rb") as stream:
@@ -244,7 +244,7 @@ class _Reader(LedgerReader):
             ) from None
         if len(data) < part.position - part.after or (part.tail and _hash_tail(data) != part.tail):
             raise _replaced(name, f"bytes {part.after} to {part.position} are not those that were read")
-        return data
+        return _records(data)
 
     def _readable_name(self, name: str) -> bool:
         try:
@@ -262,12 +262,12 @@ class _Reader(LedgerReader):
             self._complaints.add(name)
             _LOGGER.error("%s " + message, name, *values)
 
-    def _to_batches(self, group: Sequence[tuple[Part, bytes]]) -> Iterator[pa.RecordBatch]:
+    def _to_batches(self, group: Sequence[tuple[Part, list[_Record]]]) -> Iterator[pa.RecordBatch]:
         """Batches of RAW_EVENTS over several parts, without the events that already have a fate."""
         rows: list[tuple[str, int, int, int, bytes]] = []
-        for part, data in group:
+        for part, records in group:
             after = part.after
-            for offset, payload in _records(data):
+            for offset, payload in records:
                 position = part.after + offset
                 if not self.fated(part.source, position):
                     rows.append((part.source, after, position, part.arrival_us, payload))
@@ -277,6 +277,11 @@ class _Reader(LedgerReader):
                     rows = []
         if rows:
             yield _batch(rows)
+
+
+def _look_of(status: os.stat_result) -> tuple[int, int]:
+    """What changes when a file gains anything."""
+    return status.st_size, status.st_mtime_ns
 
 
 def _scan(folder: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -344,14 +349,15 @@ def _whole_lines(stream: BinaryIO, after: int, end: int, quiet: bool) -> bytes:
     return data[: data.find(b"\n", text, lines) + 1 or lines] if text else b""
 
 
-def _records(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _records(data: bytes) -> list[_Record]:
     """End offset and payload of each line that is not blank."""
-    offset = 0
+    offset, records = 0, []
     for line in data.split(b"\n"):
         offset = min(offset + len(line) + 1, len(data))
         payload = line.strip(_BLANK)
         if payload:
-            yield offset, payload
+            records.append((offset, payload))
+    return records
 
 
 def _batch(rows: list[tuple[str, int, int, int, bytes]]) -> pa.RecordBatch:

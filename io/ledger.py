@@ -14,6 +14,7 @@ from beamrec.io.source_log import Part, has_gap, read_parts
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import Fate
+from beamrec.schemas.paths import RECOMMENDATIONS
 from beamrec.schemas.summary import StageSummary
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 _SETTINGS = "_ledger/settings.json"
-RECOMMENDATIONS = "recommendations"
 
 
 @dataclasses.dataclass(frozen=True)

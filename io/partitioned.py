@@ -6,6 +6,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from beamrec.io.manifest import TRAINING_FOLDER, DataFile, LetterFile, Manifest
 from beamrec.io.publish import publish, staging_folder
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.errors import BadDataError
+from beamrec.schemas.paths import hour_folder
 from beamrec.schemas.ranges import SourceSnapshot
 
 __all__ = ["WriteTrainingFiles", "write_dead_letters", "write_partitions"]
@@ -59,11 +61,11 @@ def write_dead_letters(letters: Sequence[DeadLetter], folder: Path) -> LetterFil
       folder: written below `errors/` there.
     """
     first = letters[0]
-    hour = _hour(first.first_seen)
+    hour = hour_folder(f"errors/{first.stage}", datetime.fromisoformat(first.first_seen))
     data = b"".join(letter.to_json() + b"\n" for letter in letters)
     timeless = b"".join(dataclasses.replace(letter, first_seen="").to_json() for letter in letters)
     content = hashlib.sha256(timeless).hexdigest()
-    path = f"errors/{first.stage}/{hour}/part-{content[:16]}.jsonl"
+    path = f"{hour}/part-{content[:16]}.jsonl"
     _write(folder / path, data)
     return LetterFile(
         path=path,
@@ -177,8 +179,3 @@ def _escape(value: Any) -> str:
     """A partition value as it stands in a path: percent-encoded, also the Hive name of NULL."""
     escaped = quote(str(value), safe="")
     return f"%5F{escaped[1:]}" if escaped == _HIVE_NULL else escaped
-
-
-def _hour(time: str) -> str:
-    """`year=2026/month=11/day=22/hour=07` of an RFC 3339 time in UTC."""
-    return f"year={time[:4]}/month={time[5:7]}/day={time[8:10]}/hour={time[11:13]}"

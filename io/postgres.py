@@ -16,13 +16,13 @@ import psycopg2.extensions
 from beamrec.io import embedded
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["PASSWORD_VARIABLES", "Database", "connect", "connection_options", "default_uri"]
+__all__ = ["PASSWORD_VARIABLES", "Database", "connect", "connection_options", "default_uri", "resolve_uri"]
 
 PASSWORD_VARIABLES = ("BEAMREC_VECTOR_DB_PASSWORD", "VECTOR_DB_PASSWORD")
 """Environment variables that may hold the password, the first one set wins; the second is the course's."""
 
 _CONNECT_SECONDS = 10
-_STATEMENT_SECONDS = 600  # a load builds an index in one statement; look-ups set less
+_STATEMENT_SECONDS = 600  # a load builds an index in one statement
 _LOCK_SECONDS = 60
 _MAX_BACKOFF_SECONDS = 10.0
 _QUERY_OPTIONS = frozenset(
@@ -47,6 +47,11 @@ Answer = TypeVar("Answer")
 def default_uri(home: str | os.PathLike[str]) -> str:
     """What a bare `embedded:` means: the server under `home`, by an absolute path that workers find."""
     return embedded.embedded_uri(home)
+
+
+def resolve_uri(uri: str, home: str | os.PathLike[str]) -> str:
+    """What `--vector-db` means: a bare `embedded:` is the server under `home`."""
+    return default_uri(home) if uri == "embedded:" else uri
 
 
 def connection_options(uri: str) -> dict[str, str]:

@@ -10,7 +10,15 @@ from beamrec.schemas.errors import UsageError
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-__all__ = ["BEAM_GROUP", "VerbParser", "flag_name", "given", "leaf_parsers", "pipeline_parser"]
+__all__ = [
+    "BEAM_GROUP",
+    "VerbParser",
+    "flag_name",
+    "given",
+    "leaf_parsers",
+    "parse_pipeline",
+    "pipeline_parser",
+]
 
 
 BEAM_GROUP = "Beam's own options"
@@ -73,6 +81,20 @@ def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: st
             cast(Any, kind)._add_argparse_args(beam)
     options._add_argparse_args(own)
     return parser
+
+
+def parse_pipeline(
+    verb: str, options: "type[PipelineOptions]", argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The pipeline's own options, and the flags that are Beam's.
+
+    Raises:
+      UsageError: a flag is neither's, or a value is not of its type.
+    """
+    pipeline_parser(verb, options).parse_args(list(argv))
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options._add_argparse_args(own)
+    return own.parse_known_args(list(argv))
 
 
 def given(argv: Sequence[str]) -> set[str]:

@@ -1,7 +1,6 @@
 """The bounded pipeline: a shop's ratings database in, partitioned training files out."""
 
 import dataclasses
-import secrets
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from beamrec.io.publish import OutputLock
 from beamrec.io.registry import backend, reject_password, scheme_of
 from beamrec.io.sql import RATINGS, SNAPSHOT, ReadRatings
 from beamrec.io.store import open_store
-from beamrec.pipelines.arguments import pipeline_parser
+from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.verb_options import VerbOptions
@@ -147,16 +146,12 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
 
 def parse(argv: Sequence[str], console: Console) -> tuple[BatchConfig, str, list[str]]:
     """Flags as (config, runner, flags for Beam); raises UsageError."""
-    pipeline_parser("batch", BatchOptions).parse_args(list(argv))
-    own = ArgumentParser(add_help=False, allow_abbrev=False)
-    BatchOptions._add_argparse_args(own)
-    values, beam_args = own.parse_known_args(list(argv))
-    run_id = console.run.record.id if console.run else f"batch-{secrets.token_hex(4)}"
+    values, beam_args = parse_pipeline("batch", BatchOptions, argv)
     config = BatchConfig(
         source=values.source,
         output=values.output,
         shop=load_shop(values.shop),
-        run=run_id,
+        run=console.run_id("batch"),
         max_bad_fraction=values.max_bad_fraction,
         range_rows=values.range_rows,
     )

@@ -1,6 +1,7 @@
 """The terminal as verbs see it: where state is kept, progress, and text for a human."""
 
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,10 @@ class Console:
             self._spinner.start()
         else:
             self._spinner.update(Text(text))
+
+    def run_id(self, verb: str) -> str:
+        """Id of the recorded run, or a new one where the verb is called without being recorded."""
+        return self.run.record.id if self.run is not None else f"{verb}-{secrets.token_hex(4)}"
 
     def record(self, counts: Mapping[str, Any]) -> None:
         """Keeps counts of a run in progress, for `beamrec runs show`; without a recorded run nothing."""

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import default_uri
-from beamrec.model.release import read_release
 from beamrec.pipelines.batch_training import BatchConfig, run_batch
+from beamrec.pipelines.commands.release import load_release
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.generate_events import Dirt, EventGenerator, read_catalogue, write_events
 from beamrec.pipelines.generate_shop import ShopSize, generate_shop
@@ -95,7 +95,7 @@ def _train(folder: Path, console: Console) -> TrainedRelease:
 
 
 def _release(store: ReleaseStore, trained: TrainedRelease) -> None:
-    store.load(read_release(trained.folder))
+    load_release(trained.folder, store)
     store.promote(trained.manifest.id, "demo")
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import secrets
 import time
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -17,13 +16,13 @@ from beamrec.io.events import ReadEvents, SourceOptions, identity, open_sources
 from beamrec.io.lease import Lease
 from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.pgvector import ReleaseStore
-from beamrec.io.postgres import default_uri
+from beamrec.io.postgres import resolve_uri
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
 from beamrec.io.segments import WriteSegments
 from beamrec.io.shard_log import finish_publications
 from beamrec.io.store import clean_staged, open_store
 from beamrec.model.handler import TwoTowerHandler
-from beamrec.pipelines.arguments import pipeline_parser
+from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.job import run_job
@@ -31,10 +30,10 @@ from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import ReadSettings, launch
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import event_schema
+from beamrec.schemas.paths import PartitionStyle
 from beamrec.schemas.shop import Shop, load_shop
 from beamrec.schemas.summary import StageSummary
 from beamrec.transforms.features import build_features
-from beamrec.transforms.outcomes import PartitionStyle
 from beamrec.transforms.parse import ParseEvents
 from beamrec.transforms.recommend import FormatRecords, OutputShape, Recommend
 from beamrec.transforms.serving import ServingRows
@@ -260,15 +259,14 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
 
 def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, list[str]]:
     """Flags as (config, runner, flags for Beam); raises UsageError."""
-    pipeline_parser("stream", StreamOptions).parse_args(list(argv))
-    own = ArgumentParser(add_help=False, allow_abbrev=False)
-    StreamOptions._add_argparse_args(own)
-    values, beam_args = own.parse_known_args(list(argv))
+    values, beam_args = parse_pipeline("stream", StreamOptions, argv)
     fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner")}
-    if fields["vector_db"] == "embedded:":
-        fields["vector_db"] = default_uri(console.home)
-    run_id = console.run.record.id if console.run else f"stream-{secrets.token_hex(4)}"
-    return StreamConfig(shop=load_shop(values.shop), run=run_id, **fields), values.runner, beam_args
+    fields["vector_db"] = resolve_uri(fields["vector_db"], console.home)
+    return (
+        StreamConfig(shop=load_shop(values.shop), run=console.run_id("stream"), **fields),
+        values.runner,
+        beam_args,
+    )
 
 
 def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:

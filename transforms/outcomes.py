@@ -1,19 +1,16 @@
 """Outcome rows: what the sink writes for a record, whatever its fate."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import OUTCOMES, Fate
+from beamrec.schemas.paths import hour_folder
 
-__all__ = ["RECOMMENDATIONS", "PartitionStyle", "hour_folder", "hour_of", "outcomes", "position_of"]
-
-PartitionStyle = Literal["hive", "plain"]
-
-RECOMMENDATIONS = "recommendations"
+__all__ = ["hour_of", "outcomes", "position_of"]
 
 
 def position_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -25,14 +22,6 @@ def position_of(row: dict[str, Any]) -> dict[str, Any]:
 def hour_of(time: datetime) -> datetime:
     """The hour that a time belongs to."""
     return time.replace(minute=0, second=0, microsecond=0)
-
-
-def hour_folder(folder: str, hour: datetime, style: PartitionStyle = "hive") -> str:
-    """Folder of an hour below `folder`; the event-time hour is in UTC."""
-    utc = hour.astimezone(UTC)
-    if style == "plain":
-        return f"{folder}/{utc:%Y/%m/%d/%H}"
-    return f"{folder}/year={utc:%Y}/month={utc:%m}/day={utc:%d}/hour={utc:%H}"
 
 
 def outcomes(rows: Sequence[tuple[dict[str, Any], str | None, DeadLetter]], fate: Fate) -> pa.RecordBatch:

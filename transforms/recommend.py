@@ -12,7 +12,8 @@ import pyarrow as pa
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import CANDIDATES, OUTCOMES, RELEASE_ID, SIMILAR, TIMESTAMP, Fate, rfc3339
-from beamrec.transforms.outcomes import RECOMMENDATIONS, PartitionStyle, hour_folder, hour_of
+from beamrec.schemas.paths import RECOMMENDATIONS, PartitionStyle, hour_folder
+from beamrec.transforms.outcomes import hour_of
 
 __all__ = [
     "FormatRecords",

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     from beamrec.pipelines.demo import DemoConfig, run_demo
     from beamrec.pipelines.shop_tables import ShopSize
 
-    run_id = console.run.record.id if console.run else f"demo-{secrets.token_hex(4)}"
+    run_id = console.run_id("demo")
     size = ShopSize(values.customers, values.products, values.ratings, values.bad, values.seed)
     folder = console.home / "demo" / run_id
     folder.mkdir(parents=True)

@@ -80,9 +80,9 @@ def _checks(options: argparse.Namespace, console: Console) -> dict[str, Callable
 
 
 def _vector_db(uri: str, console: Console) -> str:
-    from beamrec.io.embedded import embedded_uri
+    from beamrec.io.postgres import resolve_uri
 
-    return embedded_uri(console.home) if uri == "embedded:" else uri
+    return resolve_uri(uri, console.home)
 
 
 def _find(name: str, check: Callable[[], str]) -> _Finding:

@@ -60,11 +60,10 @@ def load_release(folder: Path, store: "ReleaseStore") -> "ReleaseManifest":
 def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     """Does what the action says."""
     from beamrec.io.pgvector import ReleaseStore
-    from beamrec.io.postgres import default_uri
+    from beamrec.io.postgres import resolve_uri
 
     values = parser().parse_args(list(argv))
-    uri = default_uri(console.home) if values.vector_db == "embedded:" else values.vector_db
-    store = ReleaseStore(uri)
+    store = ReleaseStore(resolve_uri(values.vector_db, console.home))
     if values.action == "load":
         return _load(values, store, console)
     if values.action in ("promote", "rollback"):
