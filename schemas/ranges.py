@@ -1,10 +1,27 @@
 """One key range of the ratings with the customers and products that it refers to."""
 
 import dataclasses
+from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["RatingsRange", "SourceSnapshot"]
+__all__ = ["EntityTally", "MalformedRow", "RatingsRange", "SourceSnapshot"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MalformedRow:
+    """A row of which a value does not fit its column's type: SQLite keeps text in an integer column.
+
+    Attributes:
+      table, column: where the value stands.
+      expected: the column's Arrow type, as text.
+      row: every selected column of the row by the Shop's name, as the database sent it.
+    """
+
+    table: str
+    column: str
+    expected: str
+    row: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,15 +34,35 @@ class RatingsRange:
 
     Attributes:
       ratings: columns customer key, product key, rating, named as the Shop names them, in any order of rows.
-      customers: key and feature columns of at least the customers of this range; keys are unique.
-      products: key and feature columns of all products, ascending by key; keys are unique.
+      customers: key and feature columns of at least the customers of this range. Every customer row of the
+        source, NULL keys and repeated keys included, is in exactly one range with `counts_customers`.
+      products: key and feature columns of all products.
       taken_at: RFC 3339 time of the snapshot that all three were read in.
+      malformed: rows of any of the three tables that are not in the batches, each in one range only.
+      counts_customers: whether this range accounts for its customers. A customer with very many ratings
+        is read in slices, and comes with each of them.
+      counts_products: whether this range accounts for the products; true for one range of a source.
+      customer_rows, product_rows: row of each rating in `customers` and `products`, int32 without NULL;
+        set by validation, None before.
     """
 
     ratings: pa.RecordBatch
     customers: pa.RecordBatch
     products: pa.RecordBatch
     taken_at: str
+    malformed: tuple[MalformedRow, ...] = ()
+    counts_customers: bool = True
+    counts_products: bool = False
+    customer_rows: pa.Array | None = None
+    product_rows: pa.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EntityTally:
+    """Customers or products of one range that keep every rule; the others are dead letters."""
+
+    table: str
+    valid: int
 
 
 @dataclasses.dataclass(frozen=True)
