@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from beamrec.io.store import open_store
+from beamrec.io.store import Store, open_store
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.version import __version__
 
@@ -17,8 +17,14 @@ __all__ = [
     "MANIFEST",
     "TRAINING_FOLDER",
     "DataFile",
+    "ExtraFile",
+    "FileFormat",
     "LetterFile",
     "Manifest",
+    "Mode",
+    "Published",
+    "changes_between",
+    "check_standing",
     "count_published",
     "open_training",
     "read_manifest",
@@ -28,14 +34,23 @@ TRAINING_FOLDER = "ratings_ml_training"
 # Beside the folder, not in it: Polars 2.1 refuses a folder that holds anything but Parquet files.
 MANIFEST = "_manifest.json"
 
-_FORMAT = 1
+FileFormat = Literal["parquet", "tfrecord"]
+Mode = Literal["overwrite", "incremental"]
+
+_FORMAT = 2
 # What a second run over unchanged data writes anew: it does not make the data another.
-_OF_THE_RUN = ("run", "taken_at")
+_OF_THE_RUN = {"run", "taken_at", "mode", "changes", "extras"}
+_LISTS = ("files", "dead_letters", "extras")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-    """One Parquet file: path below the output folder, partition value as in the path, rows and checksum."""
+    """One training file.
+
+    Attributes:
+      path: below the output folder.
+      partition: its folder below the training folder, as in the path (`country=FR/year=2003`); may be empty.
+    """
 
     path: str
     partition: str
@@ -51,6 +66,7 @@ class LetterFile:
     Attributes:
       rules: error_type → letters.
       content: hash of the letters without their times, so that a second run knows them again.
+      table: whose rows they are; empty in manifests of format 1.
     """
 
     path: str
@@ -59,6 +75,16 @@ class LetterFile:
     sha256: str
     content: str
     rules: dict[str, int]
+    table: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraFile:
+    """A file about the data, such as the report: published with it, and no reason to publish it again."""
+
+    path: str
+    bytes: int
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +95,14 @@ class Manifest:
       run: id of the run that wrote it.
       system, snapshot, taken_at, counts: the source (`schemas.ranges.SourceSnapshot`).
       records_in: `COUNT(*)` of the ratings in the snapshot.
-      partition_column: Hive key of the paths.
-      types: column → Arrow type, the partition column first, then in file order.
+      partition_columns: Hive keys of the paths, outermost first; none for a flat folder.
+      types: column → Arrow type, partition columns first, then in file order.
       options: the run's options, without secrets.
+      buckets: how many `bucket=` folders the rows are spread over; 0 if they are not. The folder is then no
+        column of the data.
+      changes: partitions `added`, `rewritten`, `unchanged` and `removed` against the manifest before.
+      accounts: table → `in`, `out` and `dead_letters`, each counted by itself.
+      verification: how the snapshot was checked at the end of the run, in words.
     """
 
     run: str
@@ -80,11 +111,18 @@ class Manifest:
     taken_at: str
     counts: dict[str, int]
     records_in: int
-    partition_column: str
+    partition_columns: tuple[str, ...]
     types: dict[str, str]
     options: dict[str, Any]
     files: tuple[DataFile, ...]
     dead_letters: tuple[LetterFile, ...]
+    extras: tuple[ExtraFile, ...] = ()
+    file_format: FileFormat = "parquet"
+    buckets: int = 0
+    mode: Mode = "overwrite"
+    changes: dict[str, int] = dataclasses.field(default_factory=dict)
+    accounts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    verification: str = ""
     code_version: str = __version__
     format: int = _FORMAT
 
@@ -109,42 +147,83 @@ class Manifest:
         return sum((Counter(file.rules) for file in self.dead_letters), Counter[str]())
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Every published path, and its bytes."""
+        return {file.path: file.bytes for file in (*self.files, *self.dead_letters, *self.extras)}
+
+    @property
     def paths(self) -> set[str]:
         """Every published path."""
-        return {file.path for file in self.files} | {file.path for file in self.dead_letters}
+        return set(self.sizes)
 
     def same_data(self, other: "Manifest") -> bool:
         """Whether the two differ in nothing but the run that wrote them."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return all(mine[name] == theirs[name] for name in mine if name not in _OF_THE_RUN)
+        return (
+            self._header(_OF_THE_RUN) == other._header(_OF_THE_RUN)
+            and self.files == other.files
+            and self.dead_letters == other.dead_letters
+        )
 
     def to_json(self) -> bytes:
-        """The file's bytes."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1).encode() + b"\n"
+        """The file's bytes: one line a file, after the rest."""
+        blocks = [json.dumps(self._header(), ensure_ascii=False, indent=1).removesuffix("\n}")]
+        for name in _LISTS:
+            lines = ",\n  ".join(json.dumps(vars(file), ensure_ascii=False) for file in getattr(self, name))
+            blocks.append(f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []')
+        return (",\n".join(blocks) + "\n}\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Manifest":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; takes format 1 too.
 
         Raises:
-          UsageError: it is not a manifest of this format.
+          UsageError: it is not a manifest of a known format.
         """
         try:
             values = json.loads(data)
+            if values["format"] == 1:
+                values = _upgrade(values)
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']}")
-            values["files"] = tuple(DataFile(**file) for file in values["files"])
-            values["dead_letters"] = tuple(LetterFile(**file) for file in values["dead_letters"])
+            values["partition_columns"] = tuple(values["partition_columns"])
+            for name, kind in zip(_LISTS, (DataFile, LetterFile, ExtraFile), strict=True):
+                values[name] = tuple(kind(**file) for file in values[name])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{where}: expected a manifest of format {_FORMAT}: {error}") from None
+            raise UsageError(f"{where}: expected a manifest of format 1 or {_FORMAT}: {error}") from None
+
+    def _header(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """All but the files, as it reads back from JSON: an option may hold a tuple."""
+        values = {name: value for name, value in vars(self).items() if name not in {*_LISTS, *without}}
+        header: dict[str, Any] = json.loads(json.dumps(values, ensure_ascii=False))
+        return header
+
+
+def changes_between(previous: Manifest | None, current: Manifest) -> dict[str, int]:
+    """How many partitions a data set adds to another, writes anew, has in common with it, and removes."""
+    old, new = _contents(previous), _contents(current)
+    same = sum(old.get(partition) == content for partition, content in new.items())
+    both = len(old.keys() & new.keys())
+    return {
+        "added": len(new) - both,
+        "rewritten": both - same,
+        "unchanged": same,
+        "removed": len(old) - both,
+    }
+
+
+class Published(NamedTuple):
+    """What stands in an output folder: training rows, and dead letters by table."""
+
+    rows: int
+    letters: Counter[str]
 
 
 def read_manifest(output: str) -> Manifest | None:
     """The manifest of an output folder; None if nothing was published there."""
-    path = open_store(output).root / MANIFEST
+    store = open_store(output)
     try:
-        return Manifest.from_json(path.read_bytes(), str(path))
+        return Manifest.from_json(store.read(MANIFEST), f"{store.uri}/{MANIFEST}")
     except FileNotFoundError:
         return None
 
@@ -156,47 +235,78 @@ def open_training(output: str) -> ds.Dataset:
       output: what `batch --output` was given.
 
     Returns:
-      A dataset of the training columns and, last, the partition column in its own type.
+      A dataset of the training columns and, last, the partition columns in their own types. The folders of
+      hash buckets are no column.
 
     Raises:
-      UsageError: nothing was published there.
+      UsageError: nothing was published there, or files that are not Parquet.
     """
-    manifest = read_manifest(output)
+    manifest, store = read_manifest(output), open_store(output)
     if manifest is None or not manifest.files:
-        raise UsageError(f"{output}: expected training files with a {MANIFEST}; run `beamrec batch` first")
-    root = open_store(output).root
-    column = manifest.partition_column
-    partition = pa.schema([(column, pa.type_for_alias(manifest.types[column]))])
+        raise UsageError(f"{store.uri}: expected training files with a {MANIFEST}; run `beamrec batch` first")
+    if manifest.file_format != "parquet":
+        raise UsageError(
+            f"{store.uri}: expected Parquet files, found {manifest.file_format}; train reads Parquet: run "
+            "`beamrec batch` with --format parquet into another --output"
+        )
+    files, base = store.arrow()
     return ds.dataset(
-        [str(root / file.path) for file in manifest.files],
+        [f"{base}/{file.path}" for file in manifest.files],
         format="parquet",
-        partitioning=ds.partitioning(partition, flavor="hive"),
-        partition_base_dir=str(root / TRAINING_FOLDER),
+        filesystem=files,
+        partitioning=_partitioning(manifest),
+        partition_base_dir=f"{base}/{TRAINING_FOLDER}",
     )
 
 
-def count_published(output: str) -> tuple[int, int]:
+def _partitioning(manifest: Manifest) -> ds.Partitioning | None:
+    if manifest.buckets or not manifest.partition_columns:
+        return None
+    types = {column: pa.type_for_alias(manifest.types[column]) for column in manifest.partition_columns}
+    return ds.partitioning(pa.schema(types), flavor="hive")
+
+
+def count_published(output: str) -> Published:
     """Rows and dead letters that stand in the output folder now, by its files and not by any process.
 
     Raises:
       BadDataError: a file that the manifest lists is missing or has another size.
     """
-    manifest = read_manifest(output)
+    manifest, store = read_manifest(output), open_store(output)
     if manifest is None:
-        raise BadDataError(f"{output}: expected a {MANIFEST} after the run, found none")
-    root = open_store(output).root
-    for file in manifest.files:
-        _check_size(root / file.path, file.bytes)
-    for letters in manifest.dead_letters:
-        _check_size(root / letters.path, letters.bytes)
-    lines = sum((root / letters.path).read_bytes().count(b"\n") for letters in manifest.dead_letters)
-    return manifest.rows, lines
+        raise BadDataError(f"{store.uri}: expected a {MANIFEST} after the run, found none")
+    check_standing(store, manifest.sizes)
+    letters = Counter[str]()
+    for file in manifest.dead_letters:
+        letters[file.table] += store.read(file.path).count(b"\n")
+    return Published(manifest.rows, letters)
 
 
-def _check_size(path: Path, expected: int) -> None:
-    found = path.stat().st_size if path.exists() else None
-    if found != expected:
-        raise BadDataError(
-            f"{path}: the manifest says {expected} bytes, found {'none' if found is None else found}; "
-            "run `beamrec batch` again"
-        )
+def check_standing(store: Store, sizes: Mapping[str, int]) -> None:
+    """Checks that files are in place with their sizes.
+
+    Raises:
+      BadDataError: one is missing or has another size.
+    """
+    found = store.sizes_of(sizes)
+    for path, expected in sizes.items():
+        if found.get(path) != expected:
+            raise BadDataError(
+                f"{store.uri}/{path}: the manifest says {expected} bytes, found {found.get(path, 'none')}; "
+                "run `beamrec batch --mode overwrite` to write it again"
+            )
+
+
+def _contents(manifest: Manifest | None) -> dict[str, set[tuple[str, str]]]:
+    """Partition → names and checksums of its files."""
+    contents: dict[str, set[tuple[str, str]]] = {}
+    for file in manifest.files if manifest else ():
+        contents.setdefault(file.partition, set()).add((file.path, file.sha256))
+    return contents
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 as format 2: one partition column, whose value alone stood at each file."""
+    column = values.pop("partition_column")
+    files = [{**file, "partition": f"{column}={file['partition']}"} for file in values["files"]]
+    return {**values, "format": _FORMAT, "partition_columns": [column], "files": files, "extras": []}

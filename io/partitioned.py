@@ -22,7 +22,7 @@ from beamrec.io.manifest import TRAINING_FOLDER, DataFile, LetterFile, Manifest
 from beamrec.io.publish import publish, staging_folder
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.errors import BadDataError
-from beamrec.schemas.paths import hour_folder
+from beamrec.schemas.paths import hour_folder, local_path
 from beamrec.schemas.ranges import SourceSnapshot
 
 __all__ = ["WriteTrainingFiles", "write_dead_letters", "write_partitions"]
@@ -74,6 +74,7 @@ def write_dead_letters(letters: Sequence[DeadLetter], folder: Path) -> LetterFil
         sha256=hashlib.sha256(data).hexdigest(),
         content=content,
         rules=dict(sorted(Counter(letter.error_type for letter in letters).items())),
+        table=str(first.source["name"]),
     )
 
 
@@ -101,7 +102,7 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def expand(self, inputs: Any) -> Any:
-        folder = staging_folder(self.output, self.run)
+        folder = Path(local_path(self.output, "--output")) / staging_folder(self.run)
         files = (
             inputs["examples"]
             | "Stage examples" >> beam.Map(write_partitions, self.partition_column, folder)
@@ -131,7 +132,7 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
             taken_at=snapshot.taken_at,
             counts=snapshot.counts,
             records_in=snapshot.counts[self.ratings],
-            partition_column=self.partition_column,
+            partition_columns=(self.partition_column,),
             types=snapshot.types,
             options=dict(self.options),
             files=tuple(sorted(files, key=lambda file: file.path)),
@@ -164,7 +165,7 @@ def _write_part(content: pa.RecordBatch, folder_name: str, folder: Path) -> Data
     sha256 = hashlib.sha256(data).hexdigest()
     path = f"{TRAINING_FOLDER}/{folder_name}/part-{sha256[:16]}.parquet"
     _write(folder / path, data)
-    return DataFile(path, folder_name.split("=", 1)[1], content.num_rows, data.size, sha256)
+    return DataFile(path, folder_name, content.num_rows, data.size, sha256)
 
 
 def _write(path: Path, data: Any) -> None:

@@ -6,56 +6,56 @@ next command removes; after it, the next command finishes the moves. New files h
 names, so they never replace what a reader has open; files that are no longer listed go last.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import json
-import os
-import shutil
-from pathlib import Path
+import logging
+import re
 from types import TracebackType
 
-from beamrec.io.manifest import MANIFEST, TRAINING_FOLDER, LetterFile, Manifest, read_manifest
-from beamrec.io.store import open_store
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.io.manifest import (
+    MANIFEST,
+    TRAINING_FOLDER,
+    Manifest,
+    changes_between,
+    check_standing,
+    read_manifest,
+)
+from beamrec.io.store import Store, open_store
+from beamrec.schemas.errors import BadDataError, BeamrecError, UsageError
 
 __all__ = ["OutputLock", "publish", "recover", "staging_folder"]
 
 _STAGING = "_staging"
 _INTENT = "intent.json"
+_INTENT_FORMAT = 2
+_OURS = re.compile(r"part-[0-9a-f]{4,64}(\.[0-9a-z]+)+")
+_log = logging.getLogger(__name__)
 
 
 class OutputLock:
     """Keeps a second batch run off an output folder while in the `with` block; recovers it on entry.
 
-    The lock is the kernel's and ends with the process, however that ends.
+    The lock ends with the process, however that ends: at once on a file system, after 30 s on an object
+    store if the process ran on another machine.
 
     Raises:
       UsageError: on entry, if another process holds it.
       UnavailableError: on entry, if the folder cannot be made or written to.
     """
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, run: str = "batch") -> None:
         self._output = output
-        self._descriptor = -1
+        self._run = run
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "OutputLock":
-        root = open_store(self._output).root
-        try:
-            (root / _STAGING).mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(root, os.O_RDONLY)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._close()
-            raise UsageError(f"--output {root}: another batch run writes there; wait for its end") from None
-        except OSError as error:
-            self._close()
-            raise UnavailableError(f"--output {root}: {error.strerror}; expected a writable folder") from None
-        try:
+        store = open_store(self._output)
+        store.check()
+        with contextlib.ExitStack() as held:
+            held.enter_context(store.exclusive(self._run))
             recover(self._output)
-            (root / _STAGING).mkdir(exist_ok=True)
-        except BaseException:
-            self._close()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(
@@ -65,114 +65,131 @@ class OutputLock:
         trace: TracebackType | None,
     ) -> None:
         # A failed run that is not killed tidies up after itself.
-        try:
-            recover(self._output)
-        finally:
-            self._close()
+        with self._held:
+            try:
+                recover(self._output)
+            except BeamrecError as left:
+                if error is None:
+                    raise
+                # What failed the run is what the user must see; the next run recovers.
+                _log.warning("the output folder is not tidied up: %s", left)
 
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
-
-def staging_folder(output: str, run: str) -> Path:
-    """Where a run puts its files until they are published."""
-    return open_store(output).root / _STAGING / run
+def staging_folder(run: str) -> str:
+    """Where a run puts its files until they are published, below the output folder."""
+    return f"{_STAGING}/{run}"
 
 
 def publish(output: str, manifest: Manifest) -> Manifest:
     """Makes a run's staged files the folder's content; changes nothing if the content is the same already.
 
+    Every path of the manifest is staged, or stands in place since an earlier run.
+
     Returns:
       The manifest that stands there now: the previous one if nothing changed.
+
+    Raises:
+      BadDataError: a file is neither staged nor in place; nothing was changed.
     """
-    root = open_store(output).root
-    staging = staging_folder(output, manifest.run)
+    store, staging = open_store(output), staging_folder(manifest.run)
+    if store.exists(f"{staging}/{_INTENT}"):
+        # A runner may call a DoFn again that died on the way.
+        return _roll_forward(store, staging)
     previous = read_manifest(output)
     if previous is not None:
-        manifest = _keep_known_letters(manifest, previous)
-        if manifest.same_data(previous) and all((root / path).exists() for path in previous.paths):
-            # A runner may call a DoFn again after it succeeded.
-            shutil.rmtree(staging, ignore_errors=True)
+        manifest = _keep_known_letters(store, manifest, previous)
+        if manifest.same_data(previous) and _stands(store, previous):
+            store.discard_tree(staging)
             return previous
-    remove = sorted((previous.paths if previous else set()) - manifest.paths)
-    intent = {"manifest": manifest.to_json().decode(), "remove": remove}
-    _write_durably(staging / _INTENT, json.dumps(intent).encode())
-    _roll_forward(root, staging)
-    return manifest
+    manifest = dataclasses.replace(manifest, changes=changes_between(previous, manifest))
+    move, remove = _plan(store, staging, manifest, previous)
+    store.flush()
+    store.put(f"{staging}/{MANIFEST}", manifest.to_json(), durable=True)
+    intent = {"format": _INTENT_FORMAT, "move": move, "remove": remove}
+    store.put(f"{staging}/{_INTENT}", json.dumps(intent).encode(), durable=True)
+    return _roll_forward(store, staging)
 
 
 def recover(output: str) -> None:
     """Finishes or undoes what a killed run left; the caller holds the `OutputLock`."""
-    root = open_store(output).root
-    staging = root / _STAGING
-    if not staging.is_dir():
-        return
-    for run in sorted(staging.iterdir()):
-        if (run / _INTENT).exists():
-            _roll_forward(root, run)
+    store = open_store(output)
+    for run in store.names(_STAGING):
+        if store.exists(f"{_STAGING}/{run}/{_INTENT}"):
+            _roll_forward(store, f"{_STAGING}/{run}")
         else:
-            shutil.rmtree(run)
-    staging.rmdir()
+            store.discard_tree(f"{_STAGING}/{run}")
 
 
-def _keep_known_letters(manifest: Manifest, previous: Manifest) -> Manifest:
+def _keep_known_letters(store: Store, manifest: Manifest, previous: Manifest) -> Manifest:
     """Letters that stand there already keep their file, and with it the time they were first seen."""
-    known = {letter.content: letter for letter in previous.dead_letters}
-    letters: list[LetterFile] = [known.get(letter.content, letter) for letter in manifest.dead_letters]
+    standing = store.sizes_of([letter.path for letter in previous.dead_letters])
+    known = {
+        (letter.table, letter.content): letter
+        for letter in previous.dead_letters
+        if standing.get(letter.path) == letter.bytes
+    }
+    letters = (known.get((letter.table, letter.content), letter) for letter in manifest.dead_letters)
     return dataclasses.replace(manifest, dead_letters=tuple(letters))
 
 
-def _roll_forward(root: Path, staging: Path) -> None:
+def _stands(store: Store, manifest: Manifest) -> bool:
+    try:
+        check_standing(store, manifest.sizes)
+    except BadDataError:
+        return False
+    return True
+
+
+def _plan(
+    store: Store, staging: str, manifest: Manifest, previous: Manifest | None
+) -> tuple[list[str], list[str]]:
+    """What to move and what to remove, once it is sure that nothing is missing; clears the staging folder.
+
+    Removed is what the previous manifest listed, and parts that no manifest lists, such as those of an
+    earlier version of beamrec.
+    """
+    prefix = len(staging) + 1
+    staged = {path[prefix:]: size for path, size in store.sizes(staging).items()}
+    standing = store.sizes(TRAINING_FOLDER)
+    sizes = manifest.sizes
+    _check_staged(store, staging, staged, sizes)
+    kept = {path: size for path, size in sizes.items() if path not in staged}
+    check_standing(store, {path: size for path, size in kept.items() if standing.get(path) != size})
+    # Of two attempts at a bundle, one may have staged what the manifest does not list.
+    store.discard_all(f"{staging}/{path}" for path in staged.keys() - sizes.keys())
+    ours = {path for path in standing if _OURS.fullmatch(path.rpartition("/")[2])}
+    remove = (ours | (previous.paths if previous else set())) - sizes.keys()
+    return sorted(staged.keys() & sizes.keys()), sorted(remove)
+
+
+def _check_staged(store: Store, staging: str, staged: dict[str, int], sizes: dict[str, int]) -> None:
+    for path, expected in sizes.items():
+        if staged.get(path, expected) != expected:
+            raise BadDataError(
+                f"{store.uri}/{staging}/{path}: {expected} bytes were staged, found {staged[path]}; nothing "
+                "was published. Run `beamrec batch` again"
+            )
+
+
+def _roll_forward(store: Store, staging: str) -> Manifest:
     """Every step may have been done before; doing it again changes nothing."""
-    intent = json.loads((staging / _INTENT).read_bytes())
-    manifest = Manifest.from_json(intent["manifest"].encode(), str(staging / _INTENT))
-    for path in sorted(manifest.paths):
-        _move(staging / path, root / path)
-    _write_durably(staging / MANIFEST, manifest.to_json())
-    os.replace(staging / MANIFEST, root / MANIFEST)
-    for path in intent["remove"]:
-        (root / path).unlink(missing_ok=True)
-    _remove_strays(root / TRAINING_FOLDER, {root / file.path for file in manifest.files})
-    _remove_empty_folders(root, intent["remove"])
-    # The intent goes last: until then a killed recovery starts over.
-    for child in staging.iterdir():
-        if child.name != _INTENT:
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
-    shutil.rmtree(staging)
-
-
-def _move(staged: Path, target: Path) -> None:
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, target)
-
-
-def _remove_strays(folder: Path, listed: set[Path]) -> None:
-    """Removes parts that no manifest lists, such as those of an earlier version of beamrec."""
-    for path in folder.glob("*/part-*.parquet"):
-        if path not in listed:
-            path.unlink()
-    for partition in folder.iterdir() if folder.is_dir() else ():
-        if partition.is_dir() and not any(partition.iterdir()):
-            partition.rmdir()
-
-
-def _remove_empty_folders(root: Path, removed: list[str]) -> None:
-    for path in removed:
-        folder = (root / path).parent
-        while folder != root and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    intent = json.loads(store.read(f"{staging}/{_INTENT}"))
+    if intent.get("format") != _INTENT_FORMAT:
+        raise UsageError(
+            f"{store.uri}/{staging}: another version of beamrec was killed while publishing this; run "
+            "`beamrec batch` of that version once, to finish it"
+        )
+    data = store.read(f"{staging}/{MANIFEST}")
+    try:
+        store.move_all(staging, intent["move"])
+    except FileNotFoundError as error:
+        raise BadDataError(
+            f"{store.uri}: a staged file went away while it was published: {error}. Run `beamrec batch "
+            "--mode overwrite` into another --output, or restore this one"
+        ) from None
+    store.put(MANIFEST, data, durable=True)
+    store.discard_all(intent["remove"])
+    # The intent first: it must not outlive the manifest that it needs.
+    store.discard(f"{staging}/{_INTENT}")
+    store.discard_tree(staging)
+    return Manifest.from_json(data, f"{store.uri}/{MANIFEST}")

@@ -13,7 +13,7 @@ from beamrec.schemas.errors import UsageError
 
 __all__ = ["Kind", "backend", "known_schemes", "reject_password", "scheme_of"]
 
-Kind = Literal["tables", "events"]
+Kind = Literal["tables", "events", "files"]
 
 # The empty scheme is a plain path.
 _MODULES: dict[Kind, dict[str, str]] = {
@@ -24,6 +24,12 @@ _MODULES: dict[Kind, dict[str, str]] = {
     "events": {
         "": "beamrec.io.event_files",
         "file": "beamrec.io.event_files",
+    },
+    "files": {
+        "": "beamrec.io.local",
+        "file": "beamrec.io.local",
+        "s3": "beamrec.io.s3",
+        "gs": "beamrec.io.gcs",
     },
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)")
@@ -62,7 +68,7 @@ def backend(kind: Kind, uri: str, option: str) -> Any:
     """The module behind a URI.
 
     Args:
-      kind: `tables` (an `io.sql.Backend`) or `events`.
+      kind: `tables` (an `io.sql.Backend`), `events`, or `files` (stores of outputs).
       uri: the URI or path.
       option: the flag that it came from, for the message.
 

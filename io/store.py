@@ -1,25 +1,41 @@
-"""Durable, write-once objects below a root: what the ledger and the segments are made of.
+"""Objects below a root, on a file system or an object store: what every output of beamrec is made of.
 
-Two operations carry every guarantee, and both exist on file systems and on object stores: create an
-object that must not exist yet (`os.link` here, `If-None-Match: *` there) and publish a staged object
-under such a name. Nothing is ever overwritten, and nothing is visible before it is complete.
+Two sets of operations, both on every store. The stream's ledger and segments are write-once: create an
+object that must not exist yet (`os.link` here, `If-None-Match: *` there), and publish a staged object under
+such a name. The batch run stages thousands of private objects, makes them durable at once, and moves them in
+bulk; only its manifest is ever replaced. Nothing that a reader looks at is visible before it is complete.
 """
 
 import contextlib
-import errno
-import os
-import uuid
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from beamrec.schemas.errors import UnavailableError, UsageError
-from beamrec.schemas.paths import local_path
+import pyarrow as pa
+import pyarrow.fs
 
-__all__ = ["LocalStore", "Store", "clean_staged", "open_store"]
+from beamrec.io.local import LocalStore
+from beamrec.io.registry import backend
+
+__all__ = ["Data", "LocalStore", "Store", "clean_staged", "open_store", "with_beam_options"]
+
+Data = bytes | pa.Buffer
+
+_STAGED = "_ledger/staged"
+_STALE_SECONDS = 86_400.0
 
 
 class Store(Protocol):
-    """Write-once objects, named by relative paths with forward slashes."""
+    """Objects, named by relative paths with forward slashes.
+
+    Every method raises UnavailableError where the store is away, full, read-only or refuses the login, and
+    UsageError where its address is wrong.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The root as a user writes it: an absolute path, or `s3://bucket/prefix`."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes a new object durably; False, and no change, if the name is taken."""
@@ -44,107 +60,86 @@ class Store(Protocol):
         """Whether the object is there."""
 
     def names(self, folder: str) -> list[str]:
-        """Names directly below a folder, sorted; empty if there is no such folder."""
+        """Names of objects and folders directly below a folder, sorted; empty if there is no such folder."""
 
     def age_seconds(self, path: str) -> float:
-        """Seconds since the object was written, by the store's clock."""
+        """Seconds since the object was written, by the store's clock; raises FileNotFoundError."""
+
+    def check(self) -> None:
+        """Makes the root if it can be made, and tries soon whether it can be written to."""
+
+    def exclusive(self, run: str) -> AbstractContextManager[None]:
+        """Keeps other runs out while in the `with` block; ends with the process, however that ends.
+
+        Raises:
+          UsageError: on entry, if another run is in.
+        """
+
+    def put(self, path: str, data: Data, durable: bool = False) -> None:
+        """Writes or replaces an object.
+
+        A durable object is there whole or not at all, whatever happens. Any other is for names that nobody
+        reads before `flush`: a kill may leave a part of it (`sizes` tells), which a second put replaces.
+        """
+
+    def put_all(self, objects: Iterable[tuple[str, Data]]) -> None:
+        """`put` for many, as they come from the iterable; concurrent where that is faster."""
+
+    def put_file(self, path: str, local_file: str | Path) -> None:
+        """`put` of a file of any size; in parts if the store wants that."""
+
+    def flush(self) -> None:
+        """Makes everything durable that was put so far, by any process on this machine."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Path → bytes of all objects below a folder, at any depth."""
+
+    def sizes_of(self, paths: Collection[str]) -> dict[str, int]:
+        """Path → bytes of those objects that are there."""
+
+    def move_all(self, folder: str, paths: Sequence[str]) -> None:
+        """Moves each `folder/path` to `path`, replacing what is there; those already moved stay.
+
+        Nothing but the paths may stand below `folder` in the folders that they are in.
+
+        Raises:
+          FileNotFoundError: an object is in neither place.
+        """
+
+    def discard_all(self, paths: Iterable[str]) -> None:
+        """Removes objects, and the folders that are empty without them; no error if they are gone."""
+
+    def discard_tree(self, folder: str) -> None:
+        """Removes everything below a folder, unfinished uploads included; no error if it is gone."""
+
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
+        """A file system for `pyarrow.dataset`, and the root's path in it."""
 
 
-_STAGED = "_ledger/staged"
-_STALE_SECONDS = 86_400.0
+def open_store(uri: str, option: str = "--output") -> Store:
+    """The store behind a path or URI; nothing is asked of it yet.
+
+    Args:
+      uri: a path, `file:///path`, `s3://bucket/prefix` or `gs://bucket/prefix`.
+      option: the flag that it came from, for the message.
+
+    Raises:
+      UsageError: nothing is registered for the scheme, or the rest does not fit it.
+    """
+    store: Store = backend("files", uri, option).open_store(uri, option)
+    return store
 
 
-class LocalStore:
-    """A folder on a POSIX file system. `os.link` gives the atomic create that `rename` cannot."""
+def with_beam_options(uri: str, beam_args: Sequence[str], option: str = "--output") -> str:
+    """The URI with what Beam's own options and the environment say of its endpoint and region.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    A worker elsewhere has neither: what it needs to find the store travels in the URI, and nothing secret.
 
-    def create(self, path: str, data: bytes) -> bool:
-        staged = self.stage(data)
-        try:
-            return self._link(staged, path)
-        finally:
-            self.discard(staged)
-
-    def stage(self, data: bytes) -> str:
-        staged = f"{_STAGED}/{uuid.uuid4().hex}"
-        target = self.root / staged
-        try:
-            _make_folder(target.parent)
-            with open(target, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            # A full disk leaves a partial file behind: nobody refers to it.
-            self.discard(staged)
-            raise UnavailableError(f"output {self.root}: cannot be written: {error.strerror}") from error
-        return staged
-
-    def publish(self, staged: str, path: str) -> bool:
-        created = self._link(staged, path)
-        self.discard(staged)
-        return created
-
-    def discard(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(self.root / path)
-
-    def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
-
-    def exists(self, path: str) -> bool:
-        return (self.root / path).exists()
-
-    def names(self, folder: str) -> list[str]:
-        try:
-            return sorted(os.listdir(self.root / folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def age_seconds(self, path: str) -> float:
-        # Both times come from the file system that holds the store, not from this machine's clock.
-        probe = self.stage(b"")
-        try:
-            return os.stat(self.root / probe).st_mtime - os.stat(self.root / path).st_mtime
-        finally:
-            self.discard(probe)
-
-    def _link(self, staged: str, path: str) -> bool:
-        target = self.root / path
-        _make_folder(target.parent)
-        try:
-            os.link(self.root / staged, target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
-                raise UsageError(
-                    f"output {self.root}: its file system has no hard links, which effect-once files need; "
-                    "give an output on another one"
-                ) from error
-            raise
-        _sync_folder(target.parent)
-        return True
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name survives a power loss only once its folder is on disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises:
+      UsageError: an option holds a credential, or the URI is not valid.
+    """
+    found: str = backend("files", uri, option).with_beam_options(uri, beam_args, option)
+    return found
 
 
 def clean_staged(store: Store) -> None:
@@ -156,12 +151,3 @@ def clean_staged(store: Store) -> None:
         with contextlib.suppress(FileNotFoundError):
             if store.age_seconds(f"{_STAGED}/{name}") > _STALE_SECONDS:
                 store.discard(f"{_STAGED}/{name}")
-
-
-def open_store(uri: str) -> LocalStore:
-    """The store behind a path or a `file://` URI.
-
-    Raises:
-      UsageError: the scheme is not known.
-    """
-    return LocalStore(local_path(uri, "--output"))

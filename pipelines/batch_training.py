@@ -134,14 +134,15 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
     with OutputLock(config.output):
         with launch(runner, beam_args) as (_, args), beam.Pipeline(options=PipelineOptions(args)) as pipeline:
             build(pipeline, config)
-        rows, letters = count_published(config.output)
+        published = count_published(config.output)
     manifest = read_manifest(config.output)
     if manifest is None:
         raise BadDataError(f"{config.output}: the manifest went away during the run")
+    rows, letters = published.rows, published.letters.total()
     counts = StageSummary(manifest.records_in, rows, letters, seconds=time.monotonic() - began)
     if not counts.reconciled:
         raise BadDataError(f"the account of {config.output} does not add up: {counts.to_dict()}")
-    return BatchResult(counts, manifest, str(open_store(config.output).root))
+    return BatchResult(counts, manifest, open_store(config.output).uri)
 
 
 def parse(argv: Sequence[str], console: Console) -> tuple[BatchConfig, str, list[str]]:

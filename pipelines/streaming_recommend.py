@@ -30,7 +30,7 @@ from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import ReadSettings, launch
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import event_schema
-from beamrec.schemas.paths import PartitionStyle
+from beamrec.schemas.paths import PartitionStyle, local_path
 from beamrec.schemas.shop import Shop, load_shop
 from beamrec.schemas.summary import StageSummary
 from beamrec.transforms.features import build_features
@@ -121,6 +121,7 @@ class StreamConfig:
                 "--window-seconds: expected a divisor of 3600 (a window lies in one hour), "
                 f"got {self.window_seconds}"
             )
+        local_path(self.output, "--output")  # the stream's files are local still
         event_schema(self.shop)
         for name, least in (("items", 1), ("shards", 1), ("splits", 1), ("dedupe_horizon", 1)):
             if getattr(self, name) < least:

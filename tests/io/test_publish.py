@@ -13,6 +13,7 @@ import pytest
 from beamrec.io import publish as module
 from beamrec.io.manifest import MANIFEST, TRAINING_FOLDER, DataFile, LetterFile, Manifest, read_manifest
 from beamrec.io.publish import OutputLock, publish, recover, staging_folder
+from beamrec.io.store import Store
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 
@@ -20,20 +21,20 @@ def stage(
     output: Path, run: str, parts: dict[str, bytes], letters: bytes = b"", time: str = "t0"
 ) -> Manifest:
     """Stages parts by partition value, and one file of dead letters; returns the manifest to publish."""
-    folder = staging_folder(str(output), run)
+    folder = output / staging_folder(run)
     files, dead = [], []
     for partition, data in parts.items():
         digest = hashlib.sha256(data).hexdigest()
         path = f"{TRAINING_FOLDER}/k={partition}/part-{digest[:16]}.parquet"
         _put(folder / path, data)
-        files.append(DataFile(path, partition, 1, len(data), digest))
+        files.append(DataFile(path, f"k={partition}", 1, len(data), digest))
     if letters:
         content = hashlib.sha256(letters).hexdigest()
         path = f"errors/validate/hour={time}/part-{content[:16]}.jsonl"
         data = letters + time.encode() + b"\n"
         _put(folder / path, data)
         digest = hashlib.sha256(data).hexdigest()
-        dead.append(LetterFile(path, 1, len(data), digest, content, {"null_key": 1}))
+        dead.append(LetterFile(path, 1, len(data), digest, content, {"null_key": 1}, "ratings"))
     total = len(files) + len(dead)
     return Manifest(
         run,
@@ -42,7 +43,7 @@ def stage(
         time,
         {"ratings": total},
         total,
-        "k",
+        ("k",),
         {"k": "int32"},
         {},
         tuple(files),
@@ -154,7 +155,7 @@ def _publish_and_die(output: Path, after: int) -> None:
 
         return call
 
-    for name in ("replace", "unlink", "rmdir", "mkdir"):
+    for name in ("replace", "rename", "unlink", "rmdir", "mkdir"):
         setattr(os, name, dying(getattr(os, name)))
     publish(str(output), stage(output, "new", NEW, b"other row", time="t2"))
     os._exit(0)
@@ -198,7 +199,7 @@ def test_a_second_run_on_the_folder_is_refused_and_the_lock_ends_with_the_proces
 def test_the_lock_recovers_what_a_killed_run_left_and_tidies_up(output: Path) -> None:
     stage(output, "killed", NEW)
     with OutputLock(str(output)):
-        assert not staging_folder(str(output), "killed").exists()
+        assert not (output / staging_folder("killed")).exists()
         stage(output, "failed", NEW)
     assert not (output / "_staging").exists()
 
@@ -218,9 +219,10 @@ def test_the_intent_is_written_only_when_everything_is_staged(
     manifest = stage(output, "new", NEW)
     staged: dict[str, Any] = {}
 
-    def look(root: Path, staging: Path) -> None:
-        staged["intent"] = json.loads((staging / "intent.json").read_bytes())
-        staged["files"] = {str(p.relative_to(staging)) for p in staging.rglob("*.parquet")}
+    def look(store: Store, staging: str) -> None:
+        folder = output / staging
+        staged["intent"] = json.loads((folder / "intent.json").read_bytes())
+        staged["files"] = {str(p.relative_to(folder)) for p in folder.rglob("*.parquet")}
 
     monkeypatch.setattr(module, "_roll_forward", look)
     publish(str(output), manifest)
