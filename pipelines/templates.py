@@ -17,6 +17,12 @@ _SHOP_HEAD = """\
 # training files, not modelled). event_field names the event's field of the same meaning: a customer feature
 # without one stays out of the user tower, since it could not be had when recommendations are made.
 # trim and lower clean text before the model sees it; log takes log(1 + x) of a skewed number.
+#
+# Rules of the batch pipeline; a row that breaks one becomes a dead letter, and the ratings of it with it:
+#   min, max        inclusive bounds: numbers, or dates such as min = "1990-01-01" (a whole day, as max)
+#   values          the only values allowed, compared after trim and lower: values = ["cash", "card"]
+#   nullable        false where NULL is an error
+# For example: { column = "year", kind = "number", min = 1888, nullable = false }
 """
 
 _CONFIG_HEAD = """\
@@ -68,7 +74,9 @@ _EXAMPLES = {
 
 
 def toml_value(value: Any) -> str:
-    """A string, number or boolean as TOML. JSON's escapes are TOML's, but for DEL."""
+    """A string, number, boolean or tuple of them as TOML. JSON's escapes are TOML's, but for DEL."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(value)

@@ -5,60 +5,18 @@ Nothing outside this module knows a column name of one shop. A shop is read from
 """
 
 import dataclasses
-import re
+import datetime as dt
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.feature import Feature, check_choice, check_identifier, check_number, check_type
 
 __all__ = ["CLASSICMODELS", "EventMapping", "Feature", "RatingsTable", "Shop", "Table", "load_shop"]
 
 KeyType = Literal["int", "string"]
-FeatureKind = Literal["category", "number", "text", "none"]
-
-_IDENTIFIER = re.compile(r"[^\x00/\\]{1,64}")
-
-
-def _identifier(value: str, where: str) -> None:
-    if not isinstance(value, str) or not _IDENTIFIER.fullmatch(value):
-        raise UsageError(
-            f"{where}: expected a column or table name of 1 to 64 characters "
-            f"without slashes or NUL, got {value!r}"
-        )
-
-
-def _choice(value: str, choices: tuple[str, ...], where: str) -> None:
-    if value not in choices:
-        raise UsageError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Feature:
-    """One non-key column of a table, how the model sees it and where an event carries it.
-
-    Attributes:
-      column: column name in the source table and in the training files.
-      kind: `category` (vocabulary), `number` (scaled), `text`, or `none` (kept in the files, not modelled).
-      event_field: the event's field of the same meaning; None where events do not carry it. A customer
-        column that no event carries stays out of the user tower: training on what serving cannot see
-        would only cost accuracy.
-      trim: strip white space inside the preprocessing graph (files keep the source's bytes).
-      lower: fold case inside the preprocessing graph.
-      log: take log1p of a number before scaling (skewed amounts).
-    """
-
-    column: str
-    kind: FeatureKind = "category"
-    event_field: str | None = None
-    trim: bool = True
-    lower: bool = False
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        _identifier(self.column, "feature column")
-        _choice(self.kind, ("category", "number", "text", "none"), f"feature {self.column}: kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +29,11 @@ class Table:
     features: tuple[Feature, ...]
 
     def __post_init__(self) -> None:
-        _identifier(self.name, "table name")
-        _identifier(self.key, f"table {self.name}: key")
-        _choice(self.key_type, ("int", "string"), f"table {self.name}: key_type")
+        check_identifier(self.name, "table name")
+        check_identifier(self.key, f"table {self.name}: key")
+        check_choice(self.key_type, ("int", "string"), f"table {self.name}: key_type")
+        if not isinstance(self.features, tuple) or not all(isinstance(f, Feature) for f in self.features):
+            raise UsageError(f"table {self.name}: expected a tuple of features, got {self.features!r}")
         names = [self.key, *self.columns]
         if len({n.lower() for n in names}) != len(names):
             raise UsageError(f"table {self.name}: columns must be distinct regardless of case, got {names}")
@@ -96,9 +56,11 @@ class RatingsTable:
     max_rating: float = 5
 
     def __post_init__(self) -> None:
-        _identifier(self.name, "ratings table name")
+        check_identifier(self.name, "ratings table name")
         for column in (self.customer, self.product, self.rating):
-            _identifier(column, f"table {self.name}")
+            check_identifier(column, f"table {self.name}")
+        for name in ("min_rating", "max_rating"):
+            check_number(getattr(self, name), f"table {self.name}: {name}")
         if not self.min_rating < self.max_rating:
             raise UsageError(
                 f"table {self.name}: min_rating must be below max_rating, "
@@ -128,7 +90,9 @@ class EventMapping:
     in_cart: str = "in_shopping_cart"
 
     def __post_init__(self) -> None:
-        _choice(self.shape, ("session", "click"), "events: shape")
+        for field in dataclasses.fields(self):
+            check_type(getattr(self, field.name), str, f"events: {field.name}")
+        check_choice(self.shape, ("session", "click"), "events: shape")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +106,13 @@ class Shop:
     events: EventMapping = EventMapping()
 
     def __post_init__(self) -> None:
+        check_type(self.name, str, "shop: name")
+        tables = [self.customers.name, self.products.name, self.ratings.name]
+        if len({name.lower() for name in tables}) != len(tables):
+            raise UsageError(
+                f"shop {self.name}: customers, products and ratings are counted by their tables' names, got "
+                f"{', '.join(tables)}; give one of them as a view"
+            )
         columns = [self.customers.key, *self.training_columns]
         if len({c.lower() for c in columns}) != len(columns):
             raise UsageError(
@@ -184,7 +155,7 @@ class Shop:
             if required not in data:
                 raise UsageError(f"shop: the table [{required}] is missing; `beamrec init` writes an example")
         return cls(
-            name=str(data.get("name", "shop")),
+            name=data.get("name", "shop"),
             customers=_table(data["customers"], "customers"),
             products=_table(data["products"], "products"),
             ratings=_build(RatingsTable, data["ratings"], "ratings"),
@@ -231,9 +202,22 @@ def _table(values: Any, where: str) -> Table:
     features = values.get("features", ())
     if not isinstance(features, list | tuple):
         raise UsageError(f"{where}.features: expected an array of tables, got {features!r}")
-    built = tuple(_build(Feature, f, f"{where}.features[{i}]") for i, f in enumerate(features))
+    built = tuple(_build(Feature, _plain(f), f"{where}.features[{i}]") for i, f in enumerate(features))
     table: Table = _build(Table, {**values, "features": built}, where)
     return table
+
+
+def _plain(feature: Any) -> Any:
+    """A feature's rules as `Feature` takes them: TOML's own dates as text, the list of values as a tuple."""
+    if not isinstance(feature, Mapping):
+        return feature
+    plain = dict(feature)
+    for name in ("min", "max"):
+        if isinstance(plain.get(name), dt.date):
+            plain[name] = plain[name].isoformat()
+    if isinstance(plain.get("values"), list):
+        plain["values"] = tuple(plain["values"])
+    return plain
 
 
 def load_shop(path: str | None) -> Shop:

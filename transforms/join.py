@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import beamrec.transforms.coders  # noqa: F401
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import Shop
+from beamrec.transforms.lookup import find_rows
 
-__all__ = ["JoinFeatures", "find_rows", "join_features"]
+__all__ = ["JoinFeatures", "join_features"]
 
 
 def join_features(range_: RatingsRange, shop: Shop) -> pa.RecordBatch:
@@ -25,10 +26,10 @@ def join_features(range_: RatingsRange, shop: Shop) -> pa.RecordBatch:
       ValueError: a rating refers to a customer or product that is not there (validate first).
     """
     customer, product, rating = range_.ratings.columns
-    customers = range_.customers.take(_rows(customer, range_.customers, shop.ratings.customer))
-    products = range_.products.take(_rows(product, range_.products, shop.ratings.product))
-    columns = dict(zip(customers.schema.names, customers.columns, strict=True))
-    columns |= dict(zip(products.schema.names, products.columns, strict=True))
+    customer_rows = _rows(range_.customer_rows, customer, range_.customers, shop.ratings.customer)
+    product_rows = _rows(range_.product_rows, product, range_.products, shop.ratings.product)
+    columns = _taken(range_.customers, customer_rows, customer)
+    columns |= _taken(range_.products, product_rows, product)
     columns[shop.ratings.rating] = rating
     names = (shop.partition_column, *shop.training_columns)
     return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
@@ -48,18 +49,15 @@ class JoinFeatures(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def find_rows(values: pa.Array, keys: pa.Array) -> pa.Array:
-    """Row of each value in `keys` as int32; NULL where it is NULL or not there.
-
-    Integers of any width are compared as numbers, text by its bytes.
-    """
-    if pa.types.is_integer(values.type):
-        values, keys = pc.cast(values, pa.int64(), safe=False), pc.cast(keys, pa.int64(), safe=False)
-    return pc.index_in(values, value_set=keys, skip_nulls=True)
-
-
-def _rows(keys: pa.Array, table: pa.RecordBatch, column: str) -> pa.Array:
-    rows = find_rows(keys, table.column(0))
+def _rows(known: pa.Array | None, keys: pa.Array, table: pa.RecordBatch, column: str) -> pa.Array:
+    rows = find_rows(keys, table.column(0)) if known is None else known
     if rows.null_count:
         raise ValueError(f"{rows.null_count} ratings whose {column} is unknown: validate before the join")
     return rows
+
+
+def _taken(table: pa.RecordBatch, rows: pa.Array, keys: pa.Array) -> dict[str, pa.Array]:
+    """A table's columns at the ratings' rows; the key's values are those of the ratings already."""
+    key, *features = table.schema
+    taken = {field.name: table.column(field.name).take(rows) for field in features}
+    return {key.name: pc.cast(keys, key.type), **taken}

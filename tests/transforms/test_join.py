@@ -12,7 +12,8 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import CLASSICMODELS, Feature, RatingsTable, Shop, Table
-from beamrec.transforms.join import JoinFeatures, find_rows, join_features
+from beamrec.transforms.join import JoinFeatures, join_features
+from beamrec.transforms.lookup import find_rows
 
 SHOP = Shop(
     "films",

@@ -12,7 +12,15 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import CLASSICMODELS
-from beamrec.transforms.validate import DEAD_LETTERS, VALID, ValidateRatings, canonical_json, validate_ratings
+from beamrec.transforms.rejects import canonical_json
+from beamrec.transforms.validate import (
+    DEAD_LETTERS,
+    TALLIES,
+    VALID,
+    Validated,
+    ValidateRatings,
+    validate_ratings,
+)
 
 TAKEN_AT = "2026-11-22T07:00:00.000+00:00"
 Row = tuple[int | None, str | None, int | None]
@@ -37,9 +45,21 @@ def ratings_range(*rows: Row, rating_type: pa.DataType | None = None) -> Ratings
 
 def check(*rows: Row) -> tuple[list[Row], list[tuple[str, Row]]]:
     """Valid rows, and (rule, row) of each dead letter."""
-    valid, letters = validate_ratings(ratings_range(*rows), CLASSICMODELS, "sqlite")
-    bad = [(each.error_type, tuple(json.loads(each.payload).values())) for each in letters]
-    return [tuple(row.values()) for row in valid.ratings.to_pylist()], bad
+    validated = validate_ratings(ratings_range(*rows), CLASSICMODELS, "sqlite")
+    bad = [
+        (letter.error_type, tuple(json.loads(letter.payload).values()))
+        for letters in validated.dead_letters
+        for letter in letters
+    ]
+    return [tuple(row.values()) for row in validated.valid.ratings.to_pylist()], bad
+
+
+def rules_of(validated: Validated) -> dict[str, list[str]]:
+    """Rules of the dead letters by table."""
+    return {
+        letters[0].source["name"]: [letter.error_type for letter in letters]
+        for letters in validated.dead_letters
+    }
 
 
 def test_valid_ratings_come_out_ordered_by_customer_and_product() -> None:
@@ -90,10 +110,14 @@ def test_an_invalid_row_does_not_make_a_valid_one_a_duplicate() -> None:
 
 
 def test_ratings_that_are_not_numbers_are_out_of_range() -> None:
-    range_ = ratings_range((103, "S1", float("nan")), (103, "S2", 4.5), rating_type=pa.float64())  # type: ignore[arg-type]
-    valid, letters = validate_ratings(range_, CLASSICMODELS, "sqlite")
-    assert valid.ratings.column("productRating").to_pylist() == [4.5]
-    assert [letter.error_type for letter in letters] == ["rating_out_of_range"]
+    bad = [(103, "S1", float(text)) for text in ("nan", "inf", "-inf")]
+    range_ = ratings_range(*bad, (103, "S2", 4.5), rating_type=pa.float64())  # type: ignore[arg-type]
+    validated = validate_ratings(range_, CLASSICMODELS, "sqlite")
+    (letters,) = validated.dead_letters
+    assert validated.valid.ratings.column("productRating").to_pylist() == [4.5]
+    assert [letter.error_type for letter in letters] == ["rating_out_of_range"] * 3
+    payloads = [json.loads(letter.payload)["productRating"] for letter in letters]
+    assert payloads == ["-inf", "inf", "nan"]
 
 
 def test_a_text_key_that_is_empty_names_no_partition() -> None:
@@ -106,9 +130,10 @@ def test_a_text_key_that_is_empty_names_no_partition() -> None:
         ),
         customers=pa.RecordBatch.from_pydict({"customerNumber": ["", "a"]}),
     )
-    valid, letters = validate_ratings(range_, shop, "mysql")
-    assert valid.ratings.column(0).to_pylist() == ["a"]
-    assert [letter.error_type for letter in letters] == ["empty_key"]
+    validated = validate_ratings(range_, shop, "mysql")
+    assert validated.valid.ratings.column(0).to_pylist() == ["a"]
+    assert validated.valid.customers.column(0).to_pylist() == ["a"]
+    assert rules_of(validated) == {"ratings": ["empty_key"], "customers": ["empty_key"]}
 
 
 def test_an_empty_range_is_valid() -> None:
@@ -116,7 +141,7 @@ def test_an_empty_range_is_valid() -> None:
 
 
 def test_a_dead_letter_says_where_the_row_is_what_was_expected_and_what_came() -> None:
-    _, (letter,) = validate_ratings(ratings_range((103, "S1", 9)), CLASSICMODELS, "mysql")
+    ((letter,),) = validate_ratings(ratings_range((103, "S1", 9)), CLASSICMODELS, "mysql").dead_letters
     assert letter.stage == "validate"
     assert letter.error_message == "expected productRating from 1 to 5, got 9"
     assert letter.payload == b'{"customerNumber":103,"productCode":"S1","productRating":9}'
