@@ -15,7 +15,6 @@ from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = ["Lease"]
 
-_FOLDER = "_ledger/lease"
 _BEAT_SECONDS = 5.0
 _EXPIRY_SECONDS = 30.0
 
@@ -29,16 +28,18 @@ class _Holder:
 
 
 class Lease:
-    """Holds `_ledger/lease/<number>` while in the `with` block, renewed every five seconds.
+    """Holds `<folder>/<number>` while in the `with` block, renewed every five seconds.
 
-    A lease ends when it is released, when its process is gone (seen at once on the same machine), or
-    30 s after its last beat.
+    Numbers only grow, so that a holder who was thought dead cannot free another's lease; what was left of
+    those before is removed. A lease ends when it is released, when its process is gone (seen at once on the
+    same machine), or 30 s after its last beat.
 
     Raises:
       UsageError: on entry, if another job holds the folder.
     """
 
-    def __init__(self, store: Store, run: str) -> None:
+    def __init__(self, store: Store, run: str, folder: str = "_ledger/lease") -> None:
+        self._folder = folder
         self._store = store
         self._me = _Holder(run, socket.gethostname(), os.getpid(), process_start(os.getpid()))
         self._number = -1
@@ -48,9 +49,10 @@ class Lease:
     def __enter__(self) -> "Lease":
         number = self._free_number()
         data = json.dumps(dataclasses.asdict(self._me)).encode()
-        if not self._store.create(f"{_FOLDER}/{number:08d}.json", data):
+        if not self._store.create(self._path(number, "json"), data):
             raise UsageError("another job took this output folder a moment ago; one job at a time can write")
         self._number = number
+        self._clear(number)
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
         return self
 
@@ -61,17 +63,33 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self._stopped.set()
-        self._store.create(f"{_FOLDER}/{self._number:08d}.released", b"")
+        # Where the store is away, the lease ends by itself.
+        with contextlib.suppress(UnavailableError):
+            self._store.create(self._path(self._number, "released"), b"")
+            self._store.discard(self._path(self._number, f"beat{self._beat}"))
+
+    def _path(self, number: int, what: str) -> str:
+        return f"{self._folder}/{number:08d}.{what}"
+
+    def _clear(self, number: int) -> None:
+        """Removes older leases; raises UsageError if there is a newer one, seen by who came later."""
+        names = self._store.names(self._folder)
+        if any(int(name[:8]) > number for name in names):
+            self._store.discard(self._path(number, "json"))
+            raise UsageError("another job took this output folder a moment ago; one job at a time can write")
+        for name in names:
+            if int(name[:8]) < number:
+                self._store.discard(f"{self._folder}/{name}")
 
     def _free_number(self) -> int:
-        names = self._store.names(_FOLDER)
+        names = self._store.names(self._folder)
         held = [name for name in names if name.endswith(".json")]
         if not held:
             return 0
         number = int(held[-1][:8])
         if f"{number:08d}.released" in names:
             return number + 1
-        holder = self._holder(f"{_FOLDER}/{held[-1]}")
+        holder = self._holder(f"{self._folder}/{held[-1]}")
         if holder.host == socket.gethostname():
             if process_start(holder.pid) != holder.process_start:
                 return number + 1
@@ -95,7 +113,7 @@ class Lease:
         for name in beats:
             # A holder that lives takes its last beat away when it has made the next one.
             with contextlib.suppress(FileNotFoundError):
-                ages.append(self._store.age_seconds(f"{_FOLDER}/{name}"))
+                ages.append(self._store.age_seconds(f"{self._folder}/{name}"))
         return min(ages, default=0.0)
 
     def _renew(self) -> None:
@@ -104,7 +122,5 @@ class Lease:
             previous, self._beat = self._beat, self._beat + 1
             # A full disk must not end the renewal: it may have room again.
             with contextlib.suppress(UnavailableError):
-                self._store.create(
-                    f"{_FOLDER}/{self._number:08d}.beat{self._beat}", str(time.time()).encode()
-                )
-                self._store.discard(f"{_FOLDER}/{self._number:08d}.beat{previous}")
+                self._store.create(self._path(self._number, f"beat{self._beat}"), str(time.time()).encode())
+                self._store.discard(self._path(self._number, f"beat{previous}"))
