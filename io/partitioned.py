@@ -1,182 +1,140 @@
-"""The bounded sink: Hive-partitioned Parquet and dead letters, published together by one manifest."""
+"""The bounded sink: training files, dead letters and their report, published together by one manifest."""
 
 import dataclasses
-import hashlib
-import os
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import apache_beam as beam
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-import beamrec.transforms.coders  # noqa: F401
-from beamrec.io.manifest import TRAINING_FOLDER, DataFile, LetterFile, Manifest
+from beamrec.io.account import Account, check_accounts, open_accounts
+from beamrec.io.formats import FileOptions, Layout
+from beamrec.io.manifest import DataFile, FileFormat, LetterFile, Manifest, Mode
+from beamrec.io.partitions import BUCKET
 from beamrec.io.publish import publish, staging_folder
+from beamrec.io.staging import StageExamples, write_dead_letters
+from beamrec.io.store import open_store
 from beamrec.schemas.deadletters import DeadLetter
-from beamrec.schemas.errors import BadDataError
-from beamrec.schemas.paths import hour_folder, local_path
-from beamrec.schemas.ranges import SourceSnapshot
+from beamrec.schemas.ranges import EntityTally, SourceSnapshot
+from beamrec.schemas.shop import Shop
 
-__all__ = ["WriteTrainingFiles", "write_dead_letters", "write_partitions"]
+__all__ = ["BeforePublish", "WriteTrainingFiles"]
 
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-
-
-def write_partitions(batch: pa.RecordBatch, column: str, folder: Path) -> list[DataFile]:
-    """Writes one file per value of a column, which then stands in the path and not in the file.
-
-    Args:
-      batch: rows of whole partitions, without NULL in the column; their order within one is kept.
-      column: the partition column.
-      folder: written below `TRAINING_FOLDER` there, under names made of the files' content.
-
-    Returns:
-      One DataFile per partition, with paths relative to `folder`.
-    """
-    ordered = batch.take(pc.sort_indices(batch.column(column)))
-    keys = ordered.column(column)
-    content = ordered.drop_columns([column])
-    changes = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
-    starts = [0, *(np.flatnonzero(changes) + 1).tolist()] if len(keys) else []
-    ends = [*starts[1:], len(keys)]
-    return [
-        _write_part(content.slice(start, end - start), f"{column}={_escape(keys[start].as_py())}", folder)
-        for start, end in zip(starts, ends, strict=False)
-    ]
-
-
-def write_dead_letters(letters: Sequence[DeadLetter], folder: Path) -> LetterFile:
-    """Writes letters of one stage and hour as one JSONL file.
-
-    Args:
-      letters: at least one; all of one stage and first seen in one hour.
-      folder: written below `errors/` there.
-    """
-    first = letters[0]
-    hour = hour_folder(f"errors/{first.stage}", datetime.fromisoformat(first.first_seen))
-    data = b"".join(letter.to_json() + b"\n" for letter in letters)
-    timeless = b"".join(dataclasses.replace(letter, first_seen="").to_json() for letter in letters)
-    content = hashlib.sha256(timeless).hexdigest()
-    path = f"{hour}/part-{content[:16]}.jsonl"
-    _write(folder / path, data)
-    return LetterFile(
-        path=path,
-        rows=len(letters),
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        content=content,
-        rules=dict(sorted(Counter(letter.error_type for letter in letters).items())),
-        table=str(first.source["name"]),
-    )
+# Takes what came in as "checks", in any order, and says for the manifest how the data was verified; raises
+# to keep it from being published.
+BeforePublish = Callable[[SourceSnapshot, Sequence[Any]], str]
 
 
 @dataclasses.dataclass(eq=False)
 class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
-    """Stages training rows and dead letters, then publishes both at once.
+    """Stages training rows and dead letters, then publishes everything at once.
 
-    Takes `{"examples": batches of whole partitions, "dead_letters": lists of DeadLetter, "snapshot": one
-    SourceSnapshot}` and gives the one `Manifest` that stands in the folder afterwards.
+    Takes `{"examples": batches of training rows, "dead_letters": lists of DeadLetter, each of one table,
+    "tallies": EntityTally of the customers and products of each range, "snapshot": one SourceSnapshot,
+    "checks": anything that `before_publish` wants}`, the last one if there is one, and gives the one
+    `Manifest` that stands in the folder afterwards.
 
     Attributes:
-      output: local path or `file://` URI.
+      output: path or URI of the output folder.
       run: id of the run; names its staging folder.
-      ratings: table whose count in the snapshot is the number of records that went in.
-      partition_column: Hive key.
-      max_bad_fraction: dead letters by records in; above it nothing is published.
+      shop: names of tables and columns.
+      max_bad_fraction: dead letters by rows, of any table; above it nothing is published.
+      files: format, partitions and mode.
       options: what the manifest says of the run's options.
+      before_publish: called once everything is staged and every row has its fate; picklable.
     """
 
     output: str
     run: str
-    ratings: str
-    partition_column: str
+    shop: Shop
     max_bad_fraction: float
+    files: FileOptions = dataclasses.field(default_factory=FileOptions)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    before_publish: BeforePublish | None = None
+
+    def __post_init__(self) -> None:
+        self._layout: Layout = self.files.layout(self.shop)
 
     def expand(self, inputs: Any) -> Any:
-        folder = Path(local_path(self.output, "--output")) / staging_folder(self.run)
-        files = (
-            inputs["examples"]
-            | "Stage examples" >> beam.Map(write_partitions, self.partition_column, folder)
-        )  # fmt: skip
-        letters = inputs["dead_letters"] | "Stage dead letters" >> beam.Map(write_dead_letters, folder)
+        files = inputs["examples"] | "Stage examples" >> StageExamples(self.output, self.run, self._layout)
+        letters = inputs["dead_letters"] | "Stage dead letters" >> beam.Map(self._stage_letters)
+        others = {name: inputs[name] for name in ("tallies", "snapshot", "checks") if name in inputs}
+        parts = {"files": files, "letters": letters, **others}
         return (
-            (files, letters, inputs["snapshot"])
+            [pcoll | f"As {name}" >> beam.Map(_tagged, name) for name, pcoll in parts.items()]
             | "Parts" >> beam.Flatten()
-            | "One key" >> beam.Map(lambda part: (0, part))
             | "Together" >> beam.GroupByKey()
-            | "Publish" >> beam.MapTuple(self._publish)
+            | "All parts" >> beam.Values()
+            | "Publish" >> beam.Map(self._publish, with_tallies="tallies" in inputs)
         )
 
-    def _publish(self, _: int, parts: Iterable[Any]) -> Manifest:
-        manifest = self._manifest(list(parts))
-        _check_account(manifest, self.max_bad_fraction)
-        return publish(self.output, manifest)
+    def _stage_letters(self, letters: Sequence[DeadLetter]) -> LetterFile:
+        return write_dead_letters(letters, open_store(self.output), staging_folder(self.run))
 
-    def _manifest(self, parts: list[Any]) -> Manifest:
-        (snapshot,) = (part for part in parts if isinstance(part, SourceSnapshot))
-        files = [file for part in parts if isinstance(part, list) for file in part]
-        letters = [part for part in parts if isinstance(part, LetterFile)]
+    def _publish(self, tagged: Iterable[tuple[str, Any]], with_tallies: bool) -> Manifest:
+        parts = _by_name(tagged)
+        (snapshot,) = parts["snapshot"]
+        files: list[DataFile] = [file for staged in parts["files"] for file in staged]
+        accounts = self._accounts(snapshot, files, parts, with_tallies)
+        check_accounts(accounts, self.max_bad_fraction)
+        verification = self.before_publish(snapshot, parts["checks"]) if self.before_publish else ""
+        return publish(self.output, self._manifest(snapshot, files, parts["letters"], accounts, verification))
+
+    def _accounts(
+        self,
+        snapshot: SourceSnapshot,
+        files: Iterable[DataFile],
+        parts: Mapping[str, list[Any]],
+        with_tallies: bool,
+    ) -> list[Account]:
+        ratings = self.shop.ratings.name
+        good = Counter({ratings: sum(file.rows for file in files)})
+        letters: list[LetterFile] = parts["letters"]
+        if not with_tallies:
+            return open_accounts(snapshot.counts, good, [each for each in letters if each.table == ratings])
+        for table in (self.shop.customers.name, self.shop.products.name):
+            good[table] += 0
+        tally: EntityTally
+        for tally in parts["tallies"]:
+            good[tally.table] += tally.valid
+        return open_accounts(snapshot.counts, good, letters)
+
+    def _manifest(
+        self,
+        snapshot: SourceSnapshot,
+        files: Iterable[DataFile],
+        letters: Iterable[LetterFile],
+        accounts: Iterable[Account],
+        verification: str,
+    ) -> Manifest:
+        columns = self._layout.columns
+        of_paths = {name: snapshot.types[name] for name in columns if name != BUCKET}
         return Manifest(
             run=self.run,
             system=snapshot.system,
             snapshot=snapshot.method,
             taken_at=snapshot.taken_at,
             counts=snapshot.counts,
-            records_in=snapshot.counts[self.ratings],
-            partition_columns=(self.partition_column,),
-            types=snapshot.types,
+            records_in=snapshot.counts[self.shop.ratings.name],
+            partition_columns=columns,
+            types={**of_paths, **snapshot.types},
             options=dict(self.options),
             files=tuple(sorted(files, key=lambda file: file.path)),
             dead_letters=tuple(sorted(letters, key=lambda letter: letter.path)),
+            file_format=cast(FileFormat, self.files.format),
+            buckets=self.files.buckets,
+            mode=cast(Mode, self.files.mode),
+            accounts={account.table: account.to_dict() for account in accounts},
+            verification=verification,
         )
 
 
-def _check_account(manifest: Manifest, max_bad_fraction: float) -> None:
-    """Raises BadDataError if there is too much bad data or a record without exactly one fate."""
-    rows, letters, total = manifest.rows, manifest.letters, manifest.records_in
-    if rows + letters != total:
-        raise BadDataError(
-            f"the account does not add up: the snapshot holds {total} ratings, "
-            f"{rows} became training rows and {letters} dead letters; nothing was published"
-        )
-    if letters > max_bad_fraction * total:
-        rules = ", ".join(f"{rule} {count}" for rule, count in manifest.rules.most_common())
-        raise BadDataError(
-            f"{letters} of {total} ratings are bad ({letters / total:.2%}; {rules}), expected at most "
-            f"{max_bad_fraction:.2%}; nothing was published. Mend the source, or raise --max-bad-fraction "
-            "to publish the rest and see the dead letters"
-        )
+def _tagged(part: Any, name: str) -> tuple[int, tuple[str, Any]]:
+    return 0, (name, part)
 
 
-def _write_part(content: pa.RecordBatch, folder_name: str, folder: Path) -> DataFile:
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, content.schema, compression="snappy") as writer:
-        writer.write_batch(content)
-    data = sink.getvalue()
-    sha256 = hashlib.sha256(data).hexdigest()
-    path = f"{TRAINING_FOLDER}/{folder_name}/part-{sha256[:16]}.parquet"
-    _write(folder / path, data)
-    return DataFile(path, folder_name, content.num_rows, data.size, sha256)
-
-
-def _write(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two attempts at one bundle may write the same file at a time.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _escape(value: Any) -> str:
-    """A partition value as it stands in a path: percent-encoded, also the Hive name of NULL."""
-    escaped = quote(str(value), safe="")
-    return f"%5F{escaped[1:]}" if escaped == _HIVE_NULL else escaped
+def _by_name(tagged: Iterable[tuple[str, Any]]) -> Mapping[str, list[Any]]:
+    parts: dict[str, list[Any]] = {name: [] for name in ("files", "letters", "tallies", "snapshot", "checks")}
+    for name, part in tagged:
+        parts[name].append(part)
+    return parts

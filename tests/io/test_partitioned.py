@@ -1,170 +1,255 @@
-"""Partitioned files: one table for every reader, whatever stands in the partition column."""
+"""The sink: rows and letters are published together, or not at all; every row has one fate."""
 
-import datetime as dt
-import decimal
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import duckdb
-import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from beamrec.io.manifest import TRAINING_FOLDER, count_published, open_training, read_manifest
-from beamrec.io.partitioned import WriteTrainingFiles, write_dead_letters, write_partitions
+from beamrec.io.formats import FileOptions
+from beamrec.io.manifest import TRAINING_FOLDER, Manifest, count_published, open_training, read_manifest
+from beamrec.io.partitioned import WriteTrainingFiles
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.errors import BadDataError, UsageError
-from beamrec.schemas.ranges import SourceSnapshot
+from beamrec.schemas.ranges import EntityTally, SourceSnapshot
+from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
 
-HOSTILE = [
-    "a b",
-    "ü/%",
-    "x=y",
-    "..",
-    "'q\"",
-    "a&b#c?d",
-    "*",
-    "ß🚗",
-    " lead",
-    "C:\\x",
-    "__HIVE_DEFAULT_PARTITION__ ",
-]
+SHOP = Shop(
+    name="films",
+    customers=Table("viewers", "k", "int", (Feature("town"),)),
+    products=Table("films", "film", "string", ()),
+    ratings=RatingsTable("stars", "who", "film", "v"),
+)
+TYPES = {"k": "int32", "town": "string", "film": "string", "v": "int8"}
+VIEWERS, FILMS = 10, 3
 
 
 def snapshot(rows: int) -> SourceSnapshot:
-    """A snapshot of a table `stars` with so many rows."""
-    types = {"k": "int32", "v": "string"}
-    return SourceSnapshot("sqlite", "one", "2026-11-22T07:59:59.999+00:00", {"stars": rows}, types)
+    """A snapshot of a table `stars` with so many rows, ten viewers and three films."""
+    counts = {"stars": rows, "viewers": VIEWERS, "films": FILMS}
+    return SourceSnapshot("sqlite", "one", "2026-11-22T07:59:59.999+00:00", counts, TYPES)
 
 
-def letter(position: int = 1, first_seen: str = "2026-11-22T07:59:59.999+00:00") -> DeadLetter:
+def letter(table: str = "stars") -> DeadLetter:
     """A dead letter with a payload that is not UTF-8."""
-    source = {"system": "sqlite", "name": "stars", "position": position}
-    return DeadLetter("validate", "null_key", "expected é, got NULL", b"\xff\n", source, first_seen)
+    source = {"system": "sqlite", "name": table, "position": 1}
+    time = "2026-11-22T07:59:59.999+00:00"
+    return DeadLetter("validate", "null_key", "expected é, got NULL", b"\xff\n", source, time)
+
+
+def batch(viewers: Sequence[int], town: Any = "T") -> pa.RecordBatch:
+    """One rating by each viewer."""
+    towns = [town(viewer) if callable(town) else town for viewer in viewers]
+    columns = {
+        "k": pa.array(viewers, pa.int32()),
+        "town": pa.array(towns, pa.string()),
+        "film": pa.array([f"film {viewer % 3}" for viewer in viewers]),
+        "v": pa.array([viewer % 5 for viewer in viewers], pa.int8()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def write(
-    output: Path, batches: list[pa.RecordBatch], letters: list[Any], rows: int, allowed: float = 1
-) -> None:
-    """Runs the sink."""
-    sink = WriteTrainingFiles(str(output), "run", "stars", "k", allowed, {"shop": "films"})
+    output: Path,
+    batches: Sequence[pa.RecordBatch],
+    rows: int,
+    letters: Sequence[list[DeadLetter]] = (),
+    tallies: Sequence[EntityTally] = (
+        EntityTally("viewers", 4),
+        EntityTally("viewers", 6),
+        EntityTally("films", 3),
+    ),
+    checks: Sequence[str] = (),
+    **sink: Any,
+) -> Manifest:
+    """Runs the sink and returns what it published."""
+    options = {"run": "run", "shop": SHOP, "max_bad_fraction": 1, **sink}
     with TestPipeline() as pipeline:
         _ = {
-            "examples": pipeline | "b" >> beam.Create(batches),
+            "examples": pipeline | "b" >> beam.Create(batches, reshuffle=False),
             "dead_letters": pipeline | "l" >> beam.Create(letters),
+            "tallies": pipeline | "t" >> beam.Create(tallies),
+            "checks": pipeline | "c" >> beam.Create(checks),
             "snapshot": pipeline | "s" >> beam.Create([snapshot(rows)]),
-        } | sink
+        } | WriteTrainingFiles(str(output), **options)
+    manifest = read_manifest(str(output))
+    assert manifest is not None
+    return manifest
 
 
-def batch(keys: list[int], values: list[str | None]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"k": pa.array(keys, pa.int32()), "v": pa.array(values, pa.string())})
+def published(output: Path) -> list[tuple[Any, ...]]:
+    """The training rows, by viewer."""
+    table = open_training(str(output)).to_table().select(list(TYPES))
+    return sorted(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def test_one_file_per_value_without_the_partition_column(tmp_path: Path) -> None:
-    files = write_partitions(batch([2, 1, 2], ["b", "a", "c"]), "k", tmp_path)
-    assert [(file.partition, file.rows) for file in files] == [("k=1", 1), ("k=2", 2)]
-    table = pq.ParquetFile(tmp_path / files[1].path)
-    assert table.read().to_pydict() == {"v": ["b", "c"]}
-    assert table.metadata.row_group(0).column(0).compression == "SNAPPY"
-    assert (tmp_path / files[1].path).stat().st_size == files[1].bytes
-
-
-def test_names_are_made_of_the_content(tmp_path: Path) -> None:
-    first = write_partitions(batch([1, 2], ["a", "b"]), "k", tmp_path / "1")
-    second = write_partitions(batch([2, 1], ["X", "a"]), "k", tmp_path / "2")
-    assert first[0] == second[0]
-    assert first[1].path != second[1].path
-
-
-def test_no_rows_give_no_files(tmp_path: Path) -> None:
-    assert write_partitions(batch([], []), "k", tmp_path) == []
-
-
-def test_all_readers_see_text_partitions_with_any_characters(tmp_path: Path) -> None:
-    rows = pa.RecordBatch.from_pydict({"k": HOSTILE, "n": pa.array(range(len(HOSTILE)), pa.int16())})
-    write_partitions(rows, "k", tmp_path)
-    folder = str(tmp_path / TRAINING_FOLDER)
-    expected = sorted(zip(HOSTILE, range(len(HOSTILE)), strict=True))
-    by_arrow = ds.dataset(folder, partitioning="hive").to_table().to_pylist()
-    assert sorted((row["k"], row["n"]) for row in by_arrow) == expected
-    assert sorted(pl.read_parquet(folder).select("k", "n").rows()) == expected
-    with duckdb.connect() as connection:
-        sql = f"SELECT k, n FROM read_parquet('{folder}/**/*.parquet')"  # noqa: S608
-        assert sorted(connection.sql(sql).fetchall()) == expected
-
-
-def test_types_and_nulls_survive(tmp_path: Path) -> None:
-    columns = {
-        "k": pa.array([1, 1], pa.int32()),
-        "money": pa.array([decimal.Decimal("99999999.99"), None], pa.decimal128(10, 2)),
-        "small": pa.array([-(2**15), None], pa.int16()),
-        "big": pa.array([2**64 - 1, None], pa.uint64()),
-        "text": pa.array(["", None]),
-        "day": pa.array([dt.date(2004, 2, 29), None]),
-        "bytes": pa.array([b"\x00", None]),
-        "empty": pa.array([None, None], pa.string()),
-    }
-    rows = pa.RecordBatch.from_pydict(columns)
-    (file,) = write_partitions(rows, "k", tmp_path)
-    read = pq.ParquetFile(tmp_path / file.path).read()
-    assert read.schema.remove_metadata() == rows.drop_columns(["k"]).schema
-    assert read.to_pylist() == rows.drop_columns(["k"]).to_pylist()
-
-
-def test_dead_letters_are_filed_by_the_hour_they_were_first_seen(tmp_path: Path) -> None:
-    file = write_dead_letters([letter(1), letter(2)], tmp_path)
-    assert file.path.startswith("errors/validate/year=2026/month=11/day=22/hour=07/part-")
-    data = (tmp_path / file.path).read_bytes()
-    assert data.endswith(b"\n")
-    records = [json.loads(line) for line in data.splitlines()]
-    assert [record["source"]["position"] for record in records] == [1, 2]
-    assert records[0]["payload"] == "/wo="
-    assert file.rules == {"null_key": 2}
-    later = write_dead_letters(
-        [letter(1, "2027-01-01T00:00:00Z"), letter(2, "2027-01-01T00:00:00Z")], tmp_path
-    )
-    assert later.content == file.content
-    assert write_dead_letters([letter(3)], tmp_path).content != file.content
+def expected(viewers: Sequence[int], town: Any = "T") -> list[tuple[Any, ...]]:
+    """What `published` gives of a batch."""
+    return sorted(tuple(row.values()) for row in batch(viewers, town).to_pylist())
 
 
 def test_the_sink_publishes_rows_and_letters_with_their_account(tmp_path: Path) -> None:
-    write(tmp_path, [batch([1, 2], ["a", None]), batch([3], ["c"])], [[letter()]], rows=4)
-    manifest = read_manifest(str(tmp_path))
-    assert manifest is not None
+    batches = [batch([1, 2]), batch([3])]
+    manifest = write(tmp_path, batches, 4, [[letter()]], options={"shop": "films"})
     assert (manifest.records_in, manifest.rows, manifest.letters, manifest.partitions) == (4, 3, 1, 3)
+    assert manifest.options == {"shop": "films"}
+    assert manifest.accounts == {
+        "stars": {"in": 4, "out": 3, "dead_letters": 1},
+        "viewers": {"in": 10, "out": 10, "dead_letters": 0},
+        "films": {"in": 3, "out": 3, "dead_letters": 0},
+    }
     assert count_published(str(tmp_path)) == (3, {"stars": 1})
-    table = open_training(str(tmp_path)).to_table()
-    assert table.schema.field("k").type == pa.int32()
-    assert sorted(zip(*table.select(["k", "v"]).to_pydict().values(), strict=True)) == [
-        (1, "a"),
-        (2, None),
-        (3, "c"),
-    ]
+    assert open_training(str(tmp_path)).schema.field("k").type == pa.int32()
+    assert published(tmp_path) == expected([1, 2, 3])
 
 
-def test_a_record_without_a_fate_is_an_error_and_nothing_is_published(tmp_path: Path) -> None:
-    for rows in (2, 4):
-        with pytest.raises(BadDataError, match=f"the snapshot holds {rows} ratings, 3 became training rows"):
-            write(tmp_path, [batch([1, 2, 3], ["a", "b", "c"])], [], rows=rows)
+@pytest.mark.parametrize("rows", [2, 4])
+def test_a_rating_without_a_fate_is_an_error_and_nothing_is_published(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(
+        BadDataError, match=f"table stars does not add up: the snapshot holds {rows} rows, 3 are"
+    ):
+        write(tmp_path, [batch([1, 2, 3])], rows)
     assert read_manifest(str(tmp_path)) is None
     assert not (tmp_path / TRAINING_FOLDER).exists()
 
 
-def test_too_many_dead_letters_publish_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BadDataError, match=r"1 of 4 ratings are bad \(25.00%; null_key 1\).*at most 24.00%"):
-        write(tmp_path, [batch([1, 2, 3], ["a", "b", "c"])], [[letter()]], rows=4, allowed=0.24)
+@pytest.mark.parametrize(
+    ("tallies", "letters", "message"),
+    [
+        ([EntityTally("films", 3)], [], "table viewers .* holds 10 rows, 0 are good and 0 dead"),
+        (
+            [EntityTally("viewers", 10), EntityTally("films", 4)],
+            [],
+            "table films .* holds 3 rows, 4 are good",
+        ),
+        ([EntityTally("viewers", 10), EntityTally("films", 3)], [[letter("films")]], "3 are good and 1 dead"),
+        ([EntityTally("viewers", 10), EntityTally("films", 3)], [[letter("ghosts")]], "table ghosts"),
+    ],
+)
+def test_a_customer_or_product_without_a_fate_is_an_error(
+    tmp_path: Path, tallies: list[EntityTally], letters: list[list[DeadLetter]], message: str
+) -> None:
+    with pytest.raises(BadDataError, match=message):
+        write(tmp_path, [batch([1])], 1, letters, tallies)
     assert not (tmp_path / TRAINING_FOLDER).exists()
-    write(tmp_path, [batch([1, 2, 3], ["a", "b", "c"])], [[letter()]], rows=4, allowed=0.25)
+
+
+def test_too_many_dead_letters_publish_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=r"1 of 4 stars are bad \(25.00%; null_key 1\).*at most 24.00%"):
+        write(tmp_path, [batch([1, 2, 3])], 4, [[letter()]], max_bad_fraction=0.24)
+    assert not (tmp_path / TRAINING_FOLDER).exists()
+    write(tmp_path, [batch([1, 2, 3])], 4, [[letter()]], max_bad_fraction=0.25)
+
+
+def test_the_bad_fraction_holds_for_each_table_by_itself(tmp_path: Path) -> None:
+    """One of three films is many, though one of all rows would be few."""
+    tallies = [EntityTally("viewers", 10), EntityTally("films", 2)]
+    with pytest.raises(BadDataError, match=r"1 of 3 films are bad \(33.33%"):
+        write(tmp_path, [batch([1, 2, 3])], 3, [[letter("films")]], tallies, max_bad_fraction=0.1)
+
+
+def _compare(_: SourceSnapshot, checks: Sequence[Any]) -> str:
+    if sorted(checks) != ["a", "b"]:
+        raise BadDataError(f"expected a and b, got {sorted(checks)}")
+    return f"compared {len(checks)}"
+
+
+def test_a_check_before_publishing_sees_all_its_parts_and_says_how_it_went(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [batch([1])], 1, checks=["b", "a"], before_publish=_compare)
+    assert manifest.verification == "compared 2"
+
+
+def test_a_check_that_fails_leaves_what_stood_there(tmp_path: Path) -> None:
+    write(tmp_path, [batch([1, 2])], 2)
+    with pytest.raises(BadDataError, match="got \\['b'\\]"):
+        write(tmp_path, [batch([1])], 1, checks=["b"], before_publish=_compare, run="second")
+    assert published(tmp_path) == expected([1, 2])
+
+
+def by_parity(viewer: int) -> str | None:
+    """Two towns, and for every fifth viewer none."""
+    return None if viewer % 5 == 0 else f"town/{viewer % 2}"
+
+
+def test_another_partition_column_is_merged_from_all_ranges(tmp_path: Path) -> None:
+    viewers = list(range(1, 31))
+    batches = [batch(viewers[start : start + 7], by_parity) for start in range(0, 30, 7)]
+    manifest = write(tmp_path, batches, 30, files=FileOptions(partition_by=("Town",)))
+    assert {file.partition: file.rows for file in manifest.files} == {
+        "town=town%2F0": 12,
+        "town=town%2F1": 12,
+        "town=__HIVE_DEFAULT_PARTITION__": 6,
+    }
+    assert manifest.partition_columns == ("town",)
+    assert published(tmp_path) == sorted(expected(viewers, by_parity))
+
+
+@pytest.mark.parametrize("files", [FileOptions(partition_by=("town", "v")), FileOptions(buckets=4)])
+def test_merged_files_do_not_depend_on_how_the_ranges_were_cut_or_ordered(
+    tmp_path: Path, files: FileOptions
+) -> None:
+    viewers = list(range(1, 31))
+    whole = write(tmp_path / "1", [batch(viewers, by_parity)], 30, files=files)
+    cut = [batch(viewers[start : start + 4], by_parity) for start in range(0, 30, 4)]
+    pieces = write(tmp_path / "2", cut[::-1], 30, files=files)
+    assert pieces.files == whole.files
+    assert len({file.partition for file in whole.files}) == len(whole.files) > 3
+
+
+def test_buckets_hold_whole_customers_whose_key_stays_in_the_files(tmp_path: Path) -> None:
+    viewers = list(range(1, 31))
+    manifest = write(tmp_path, [batch(viewers[:9]), batch(viewers[9:])], 30, files=FileOptions(buckets=4))
+    assert {file.partition for file in manifest.files} == {f"bucket=00{number}" for number in range(4)}
+    assert (manifest.buckets, manifest.partition_columns) == (4, ("bucket",))
+    assert published(tmp_path) == expected(viewers)
+
+
+def test_no_partitions_are_flat_files_of_a_range_each(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [batch([1, 2]), batch([3])], 3, files=FileOptions(partition_by=()))
+    assert sorted(file.rows for file in manifest.files) == [1, 2]
+    assert {path.parent for path in tmp_path.rglob("*.parquet")} == {tmp_path / TRAINING_FOLDER}
+    assert published(tmp_path) == expected([1, 2, 3])
+
+
+def test_a_customer_in_slices_gets_a_file_for_each(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [batch([1, 1]), batch([1])], 3)
+    assert [(file.partition, file.rows) for file in manifest.files] in (
+        [("k=1", 1), ("k=1", 2)],
+        [("k=1", 2), ("k=1", 1)],
+    )
+
+
+def test_incremental_stages_only_the_partitions_that_changed(tmp_path: Path) -> None:
+    """What need not be written would not come back if it were removed: that is how it shows."""
+    files = FileOptions(mode="incremental")
+    first = write(tmp_path, [batch([1, 2, 3, 4])], 4, files=files)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    changed = write(tmp_path, [batch([1, 2]), batch([3], "U"), batch([5])], 4, files=files, run="second")
+    assert changed.changes == {"added": 1, "rewritten": 1, "unchanged": 2, "removed": 1}
+    assert set(first.files) & set(changed.files) == {f for f in first.files if f.partition in ("k=1", "k=2")}
+    kept = {path for path in times if path.parent.name in ("k=1", "k=2")}
+    assert {path: path.stat().st_mtime_ns for path in kept} == {path: times[path] for path in kept}
+    assert published(tmp_path) == sorted(expected([1, 2, 5]) + expected([3], "U"))
+
+
+def test_incremental_over_another_format_keeps_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path, [batch([1, 2])], 2)
+    files = FileOptions(format="tfrecord", mode="incremental")
+    manifest = write(tmp_path, [batch([1, 2])], 2, files=files, run="second")
+    assert manifest.file_format == "tfrecord"
+    assert {path.name for path in (tmp_path / TRAINING_FOLDER).rglob("part-*")} == {
+        file.path.rpartition("/")[2] for file in manifest.files
+    }
+    with pytest.raises(UsageError, match="train reads Parquet"):
+        open_training(str(tmp_path))
 
 
 def test_a_published_file_that_is_cut_is_noticed(tmp_path: Path) -> None:
-    write(tmp_path, [batch([1], ["a"])], [], rows=1)
+    write(tmp_path, [batch([1])], 1)
     (path,) = tmp_path.glob("**/*.parquet")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BadDataError, match=r"the manifest says \d+ bytes, found \d+"):
@@ -185,8 +270,8 @@ def test_a_manifest_of_another_format_is_refused(tmp_path: Path) -> None:
 def test_the_sink_gives_the_manifest(tmp_path: Path) -> None:
     with TestPipeline() as pipeline:
         manifests = {
-            "examples": pipeline | "b" >> beam.Create([batch([1], ["a"])]),
+            "examples": pipeline | "b" >> beam.Create([batch([1])]),
             "dead_letters": pipeline | "l" >> beam.Create([]),
             "snapshot": pipeline | "s" >> beam.Create([snapshot(1)]),
-        } | WriteTrainingFiles(str(tmp_path), "run", "stars", "k", 0, {})
+        } | WriteTrainingFiles(str(tmp_path), "run", SHOP, 0)
         assert_that(manifests | beam.Map(lambda each: (each.run, each.rows)), equal_to([("run", 1)]))

@@ -1,0 +1,73 @@
+"""Whether every row of the source has exactly one fate, table by table, before anything is published."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from beamrec.io.manifest import LetterFile
+from beamrec.schemas.errors import BadDataError
+
+__all__ = ["Account", "check_accounts", "open_accounts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """One table's rows, each number counted by itself.
+
+    Attributes:
+      table: its name.
+      total: `COUNT(*)` in the snapshot.
+      good: rows that became training rows, or that training rows may refer to.
+      letters: dead letters by the rule that they broke.
+    """
+
+    table: str
+    total: int
+    good: int
+    letters: Counter[str]
+
+    def to_dict(self) -> dict[str, int]:
+        """As the manifest has it."""
+        return {"in": self.total, "out": self.good, "dead_letters": self.letters.total()}
+
+
+def open_accounts(
+    counts: Mapping[str, int], good: Mapping[str, int], letters: Iterable[LetterFile]
+) -> list[Account]:
+    """The accounts of the tables whose good rows were counted.
+
+    Args:
+      counts: table → `COUNT(*)` in the snapshot.
+      good: table → rows that keep every rule.
+      letters: dead letters of all tables.
+    """
+    rules: dict[str, Counter[str]] = {table: Counter() for table in good}
+    for file in letters:
+        rules.setdefault(file.table, Counter()).update(file.rules)
+    return [Account(table, counts.get(table, 0), good.get(table, 0), rules[table]) for table in rules]
+
+
+def check_accounts(accounts: Iterable[Account], max_bad_fraction: float) -> None:
+    """Refuses data of which a row has no fate or two, or of which too much is bad.
+
+    Args:
+      accounts: of every table.
+      max_bad_fraction: dead letters by rows, of any table.
+
+    Raises:
+      BadDataError: with the table, the numbers and the rules.
+    """
+    for account in accounts:
+        bad = account.letters.total()
+        if account.good + bad != account.total:
+            raise BadDataError(
+                f"the account of table {account.table} does not add up: the snapshot holds {account.total} "
+                f"rows, {account.good} are good and {bad} dead letters; nothing was published"
+            )
+        if bad > max_bad_fraction * account.total:
+            rules = ", ".join(f"{rule} {count}" for rule, count in account.letters.most_common())
+            raise BadDataError(
+                f"{bad} of {account.total} {account.table} are bad ({bad / account.total:.2%}; {rules}), "
+                f"expected at most {max_bad_fraction:.2%}; nothing was published. Mend the source, or raise "
+                "--max-bad-fraction to publish the rest and see the dead letters"
+            )
