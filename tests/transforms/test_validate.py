@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -10,8 +11,8 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from beamrec.schemas.ranges import RatingsRange
-from beamrec.schemas.shop import CLASSICMODELS
+from beamrec.schemas.ranges import EntityTally, MalformedRow, RatingsRange
+from beamrec.schemas.shop import CLASSICMODELS, Feature, Table
 from beamrec.transforms.rejects import canonical_json
 from beamrec.transforms.validate import (
     DEAD_LETTERS,
@@ -52,6 +53,33 @@ def check(*rows: Row) -> tuple[list[Row], list[tuple[str, Row]]]:
         for letter in letters
     ]
     return [tuple(row.values()) for row in validated.valid.ratings.to_pylist()], bad
+
+
+RULES = dataclasses.replace(
+    CLASSICMODELS,
+    customers=Table("customers", "customerNumber", "int", (Feature("creditLimit", "number", min=0),)),
+    products=Table(
+        "products", "productCode", "string", (Feature("quantityInStock", "number", nullable=False),)
+    ),
+)
+
+
+def with_rules(range_: RatingsRange, credit: dict[int, int], stock: dict[str, int | None]) -> RatingsRange:
+    """A range with the columns that `RULES` has rules for."""
+    return dataclasses.replace(
+        range_,
+        customers=pa.RecordBatch.from_pydict(
+            {"customerNumber": pa.array(credit, pa.int32()), "creditLimit": pa.array(credit.values())}
+        ),
+        products=pa.RecordBatch.from_pydict(
+            {"productCode": pa.array(stock), "quantityInStock": pa.array(stock.values(), pa.int16())}
+        ),
+    )
+
+
+def rating(customer: int, product: str) -> dict[str, Any]:
+    """A row of the ratings without its rating."""
+    return {"customerNumber": customer, "productCode": product}
 
 
 def rules_of(validated: Validated) -> dict[str, list[str]]:
@@ -153,6 +181,150 @@ def test_a_dead_letter_says_where_the_row_is_what_was_expected_and_what_came() -
     assert letter.first_seen == TAKEN_AT
 
 
+def test_a_rating_whose_customer_or_product_is_a_dead_letter_says_so() -> None:
+    """Distinct from one whose customer or product was never there."""
+    rows: list[Row] = [(103, "S1", 3), (112, "S1", 3), (103, "S2", 3), (104, "S1", 3), (103, "S9", 3)]
+    range_ = dataclasses.replace(
+        with_rules(ratings_range(*rows), credit={103: 0, 112: -1}, stock={"S1": 1, "S2": None}),
+        counts_products=True,
+    )
+    validated = validate_ratings(range_, RULES, "sqlite")
+    assert validated.valid.ratings.to_pylist() == [
+        {"customerNumber": 103, "productCode": "S1", "productRating": 3}
+    ]
+    by_row = {
+        tuple(letter.source["position"].values()): letter.error_type
+        for letters in validated.dead_letters
+        for letter in letters
+    }
+    assert by_row == {
+        (112, "S1"): "invalid_customer",
+        (104, "S1"): "unknown_customer",
+        (103, "S2"): "invalid_product",
+        (103, "S9"): "unknown_product",
+        (112,): "out_of_range",
+        ("S2",): "null_value",
+    }
+    messages = {letter.error_type: letter.error_message for letter in validated.dead_letters[0]}
+    assert messages["invalid_customer"] == (
+        "expected a customerNumber of table customers whose row keeps every rule, got 112"
+    )
+    assert messages["unknown_customer"] == "expected a customerNumber of table customers, got 104"
+
+
+def test_a_customer_with_one_good_row_of_two_is_valid() -> None:
+    customers = pa.RecordBatch.from_pydict(
+        {"customerNumber": pa.array([103, 112, 103], pa.int32()), "creditLimit": [-1, 1, 5]}
+    )
+    base = with_rules(ratings_range((103, "S1", 3)), credit={}, stock={"S1": 1})
+    validated = validate_ratings(dataclasses.replace(base, customers=customers), RULES, "sqlite")
+    assert rules_of(validated) == {"customers": ["out_of_range"]}
+    assert validated.valid.ratings.num_rows == 1
+    assert validated.valid.customers.column("creditLimit").to_pylist() == [5, 1]
+
+
+def test_rows_that_fit_no_batch_are_dead_letters_of_their_tables() -> None:
+    malformed = (
+        MalformedRow("ratings", "productRating", "int32", {**rating(103, "S1"), "productRating": "five"}),
+        MalformedRow("customers", "creditLimit", "int32", {"customerNumber": 104, "creditLimit": "x"}),
+        MalformedRow("products", "productCode", "string", {"productCode": b"\xff", "quantityInStock": 1}),
+    )
+    range_ = dataclasses.replace(
+        ratings_range((104, "S1", 3), (103, "S2", 3)), malformed=malformed, counts_products=True
+    )
+    validated = validate_ratings(range_, CLASSICMODELS, "sqlite")
+    assert rules_of(validated) == {
+        "ratings": ["bad_type", "invalid_customer"],
+        "customers": ["bad_type"],
+        "products": ["bad_type"],
+    }
+    assert validated.valid.malformed == ()
+    letter = validated.dead_letters[0][0]
+    assert letter.error_message == "expected productRating of type int32, got 'five'"
+    assert letter.payload == b'{"customerNumber":103,"productCode":"S1","productRating":"five"}'
+
+
+@pytest.mark.parametrize("counts_customers", [True, False])
+@pytest.mark.parametrize("counts_products", [True, False])
+def test_a_range_accounts_for_the_tables_that_it_counts_and_filters_all(
+    counts_customers: bool, counts_products: bool
+) -> None:
+    range_ = dataclasses.replace(
+        with_rules(
+            ratings_range((103, "S1", 3), (112, "S1", 3)),
+            credit={103: 1, 112: -1},
+            stock={"S1": 5, "S2": None},
+        ),
+        malformed=(
+            MalformedRow("customers", "creditLimit", "int32", {"customerNumber": 7, "creditLimit": "x"}),
+            MalformedRow("products", "quantityInStock", "int32", {"productCode": "S7"}),
+        ),
+        counts_customers=counts_customers,
+        counts_products=counts_products,
+    )
+    validated = validate_ratings(range_, RULES, "sqlite")
+    assert validated.valid.ratings.column("customerNumber").to_pylist() == [103]
+    assert validated.valid.customers.column("customerNumber").to_pylist() == [103]
+    assert validated.valid.products.column("productCode").to_pylist() == ["S1"]
+    counted = {"customers": counts_customers, "products": counts_products}
+    tables = {name for name, counts in counted.items() if counts}
+    assert {(each.table, each.valid) for each in validated.tallies} == {(name, 1) for name in tables}
+    rules = rules_of(validated)
+    assert set(rules) == {"ratings", *tables}
+    assert all(len(rules[name]) == 2 for name in tables)
+
+
+def test_each_valid_rating_has_its_rows_of_customers_and_products() -> None:
+    range_ = dataclasses.replace(
+        ratings_range((112, "S2", 5), (112, "S1", 9), (103, "S2", 1), (103, "S1", None)),
+        customers=pa.RecordBatch.from_pydict({"customerNumber": pa.array([112, 109, 103], pa.int64())}),
+        products=pa.RecordBatch.from_pydict({"productCode": ["S2", "S0", "S1"]}),
+    )
+    valid = validate_ratings(range_, CLASSICMODELS, "sqlite").valid
+    assert valid.ratings.column("productRating").to_pylist() == [1, 5]
+    assert valid.customers.column(0).to_pylist() == [103, 109, 112]
+    assert valid.products.column(0).to_pylist() == ["S0", "S1", "S2"]
+    assert valid.customer_rows is not None
+    assert valid.product_rows is not None
+    assert valid.customer_rows.equals(pa.array([0, 2], pa.int32()))
+    assert valid.product_rows.equals(pa.array([2, 2], pa.int32()))
+
+
+def test_ratings_in_order_are_not_copied() -> None:
+    range_ = ratings_range((103, "S1", 5), (103, "S2", 1), (112, "S1", 3))
+    valid = validate_ratings(range_, CLASSICMODELS, "sqlite").valid
+    assert valid.ratings is range_.ratings
+
+
+class _SharesProducts(beam.DoFn):  # type: ignore[misc]
+    """For each range, whether one before it came with the very same batch of products."""
+
+    def __init__(self) -> None:
+        self._seen: list[pa.RecordBatch] = []
+
+    def process(self, range_: RatingsRange) -> Iterator[tuple[bool, int]]:
+        yield any(range_.products is seen for seen in self._seen), range_.products.num_rows
+        self._seen.append(range_.products)
+
+
+def test_products_are_checked_once_for_all_ranges_that_share_them() -> None:
+    # Out of order, so that a second check would give a second batch.
+    shared = pa.RecordBatch.from_pydict({"productCode": ["S2", "S1", "S2"]})
+    other = pa.RecordBatch.from_pydict({"productCode": ["S2", "S1", "S0"]})
+    base = ratings_range((103, "S1", 3))
+    with TestPipeline() as pipeline:
+        shares = (
+            pipeline
+            | beam.Create([0])
+            # By one element, so that the ranges reach the next stage as the objects they are.
+            | beam.FlatMap(
+                lambda _: [dataclasses.replace(base, products=each) for each in (shared, shared, other)]
+            )
+            | ValidateRatings(CLASSICMODELS, "sqlite")
+        )[VALID] | beam.ParDo(_SharesProducts())
+        assert_that(shares, equal_to([(False, 2), (True, 2), (False, 3)]))
+
+
 def test_canonical_json_sorts_keys_and_keeps_decimals_exact() -> None:
     row: dict[str, Any] = pa.RecordBatch.from_pydict(
         {
@@ -165,14 +337,21 @@ def test_canonical_json_sorts_keys_and_keeps_decimals_exact() -> None:
     assert canonical_json(row) == '{"a":"ff","b":"1.10","d":"2026-11-22","é":null}'.encode()
 
 
-def test_the_transform_has_both_outputs() -> None:
+def test_the_transform_has_all_outputs() -> None:
     with TestPipeline() as pipeline:
         outputs = (
             pipeline
-            | beam.Create([ratings_range((103, "S1", 3), (103, "S2", 8)), ratings_range((112, "S1", 1))])
+            | beam.Create(
+                [
+                    ratings_range((103, "S1", 3), (103, "S2", 8)),
+                    dataclasses.replace(ratings_range((112, "S1", 1)), counts_products=True),
+                ]
+            )
             | ValidateRatings(CLASSICMODELS, "sqlite")
         )
         valid = outputs[VALID] | beam.FlatMap(lambda each: each.ratings.column(2).to_pylist())
         rules = outputs[DEAD_LETTERS] | beam.FlatMap(lambda letters: [each.error_type for each in letters])
         assert_that(valid, equal_to([3, 1]), label="valid")
         assert_that(rules, equal_to(["rating_out_of_range"]), label="dead letters")
+        tallies = [EntityTally("customers", 2), EntityTally("customers", 2), EntityTally("products", 2)]
+        assert_that(outputs[TALLIES], equal_to(tallies), label="tallies")
