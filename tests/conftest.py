@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import getpass
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -202,3 +204,15 @@ def classicmodels(mariadb: MariaDB, real_data: Path) -> str:
 
 def _values(lines: Sequence[str]) -> str:
     return ",".join("('{}','{}','{}')".format(*line.split(",")) for line in lines)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the fixtures of `servers/`: in importlib mode no import finds them."""
+    for path in (Path(__file__).parent / "servers").glob("*_fixtures.py"):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+        config.pluginmanager.register(module, path.stem)
