@@ -1,14 +1,14 @@
 """SQL column types as Arrow types, and values as Arrow arrays: one mapping for every database."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beamrec.schemas.errors import BadDataError, UsageError
+from beamrec.schemas.errors import UsageError
 
-__all__ = ["arrow_type", "check_key_type", "to_array"]
+__all__ = ["NOT_OF_THE_TYPE", "arrow_type", "check_key_type", "misfits", "to_array"]
 
 _INTEGERS = {
     "tinyint": ("int8", "uint8"),
@@ -39,6 +39,9 @@ _OTHERS = {
 _TEXTS = {"char", "varchar", "nchar", "nvarchar", "character", "character varying", "text", "clob"}
 _TEXTS |= {"tinytext", "mediumtext", "longtext", "enum", "set", "json", "uuid", "inet6"}
 _BYTES = {"binary", "varbinary", "blob", "tinyblob", "mediumblob", "longblob", "bytea"}
+# What `to_array` raises for a value that is not of the type.
+NOT_OF_THE_TYPE = (pa.ArrowException, OverflowError, TypeError, ValueError)
+
 _DECLARED = re.compile(r"\s*([a-z][a-z0-9 ]*?)\s*(?:\(([^)]*)\))?((?:\s+\w+)*)\s*", re.DOTALL)
 _ATTRIBUTES = re.compile(r"\s+(unsigned|zerofill|signed)\b")
 
@@ -87,24 +90,33 @@ def check_key_type(type_: pa.DataType, key_type: str, where: str) -> None:
         )
 
 
-def to_array(values: Sequence[object], type_: pa.DataType, where: str) -> pa.Array:
+def to_array(values: Sequence[object] | pa.Array, type_: pa.DataType) -> pa.Array:
     """Values of one column, native or as text, as an array of exactly that type; None is NULL.
 
     Raises:
-      BadDataError: a value does not fit the type; the message names the column, not the value, which
-        may be personal.
+      one of NOT_OF_THE_TYPE: a value does not fit.
     """
-    try:
-        if pa.types.is_string(type_) or pa.types.is_binary(type_):
-            return pa.array(values, type_)
-        # Typed construction would cut 3.5 down to 3 without a word; a safe cast refuses it.
-        array = pa.array(values)
-        if pa.types.is_boolean(array.type):
-            array = pc.cast(array, pa.int8())
-        return pc.cast(array, type_)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        reason = re.sub(r"'[^']*'|\"[^\"]*\"|value \S+", "…", str(error))
-        raise BadDataError(
-            f"{where}: expected values of type {type_}, found one that does not fit ({reason}); "
-            "mend the row in the database or select the column through a view that casts it"
-        ) from None
+    if isinstance(values, pa.Array) and values.type == type_:
+        return values
+    if pa.types.is_string(type_) or pa.types.is_binary(type_):
+        return pa.array(values, type_)
+    # Typed construction would cut 3.5 down to 3 without a word; a safe cast refuses it.
+    array = values if isinstance(values, pa.Array) else pa.array(values)
+    if pa.types.is_boolean(array.type):
+        array = pc.cast(array, pa.int8())
+    return pc.cast(array, type_)
+
+
+def misfits(values: Sequence[object] | pa.Array, type_: pa.DataType) -> Iterator[int]:
+    """Positions of the values that do not fit the type, ascending; found by halving, as they are few."""
+    pending = [(0, len(values))]
+    while pending:
+        start, end = pending.pop()
+        try:
+            to_array(values[start:end], type_)
+        except NOT_OF_THE_TYPE:
+            if end - start == 1:
+                yield start
+                continue
+            middle = (start + end) // 2
+            pending += [(middle, end), (start, middle)]

@@ -1,212 +1,258 @@
 """The bounded source: ratings, customers and products of an SQL database, range by range, as Arrow.
 
-One connection reads everything inside one snapshot. Ratings are read in ranges of the partition column,
-so that one range holds whole partitions and the stages behind it need no shuffle.
+Ratings are read in ranges of the partition column, so that one range holds whole partitions (or a slice
+of a very large one) and the stages behind it need no shuffle. Some connections read at a time, all in one
+snapshot where the system can; where it cannot, or where a connection was lost, what was read is read again
+at the end and compared (`Verification`).
 """
 
+import collections
+import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 
 import beamrec.transforms.coders  # noqa: F401
-from beamrec.io.arrow_types import check_key_type, to_array
+from beamrec.io.arrow_types import check_key_type
+from beamrec.io.backend import Access, Backend, ConnectionLostError, Snapshot
+from beamrec.io.key_ranges import KeyRange, Slice, plan_ranges
+from beamrec.io.range_reader import Part, ShopTables, digest, read_products, read_range, slices_of
 from beamrec.io.registry import backend, reject_password, scheme_of
-from beamrec.schemas.errors import BadDataError, UsageError
-from beamrec.schemas.ranges import RatingsRange, SourceSnapshot
+from beamrec.io.table_reader import TableReader
+from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot
 from beamrec.schemas.shop import Shop, Table
 
-__all__ = ["RATINGS", "SNAPSHOT", "Backend", "KeyRange", "ReadRatings", "plan_ranges", "read_ratings"]
+__all__ = ["CHECKS", "RATINGS", "SNAPSHOT", "ReadRatings", "Verification", "read_ratings"]
 
 RATINGS = "ratings"
 SNAPSHOT = "snapshot"
+CHECKS = "checks"
+
+# An outage is waited out for this long, counted from the first failure of a piece of work.
+_PATIENCE_SECONDS = 120.0
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 5.0
+
+Answer = TypeVar("Answer")
+Element = SourceSnapshot | RatingsRange | RangeCheck
 
 
-class Backend(Protocol):
-    """What a module registered under `tables` offers; a connection is the driver's own."""
+class _Readers:
+    """Connections that threads borrow; one that is lost is replaced, and its work begun again."""
 
-    PLACEHOLDER: str
+    def __init__(self, module: Backend, access: Access, snapshot: Snapshot) -> None:
+        self._module, self._access, self._snapshot = module, access, snapshot
+        self._stack = contextlib.ExitStack()
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for connection in snapshot.readers:
+            self._idle.put(connection)
+        self.left_the_snapshot = snapshot.verify
+        self.reconnects = 0
 
-    def connect(self, uri: str) -> AbstractContextManager[Any]:
-        """Opens a connection for reading; raises UnavailableError or UsageError."""
+    def run(self, work: Callable[[Any], Answer]) -> Answer:
+        """Calls `work` with a connection, again from its start whenever the connection is lost.
 
-    def begin_snapshot(self, connection: Any) -> str:
-        """Makes all later reads see one moment; returns how, for the manifest."""
+        Raises:
+          ConnectionLostError: the database stayed away for two minutes.
+        """
+        connection = self._idle.get()
+        try:
+            began, wait = None, _FIRST_WAIT_SECONDS
+            while True:
+                try:
+                    connection = self._reconnect() if connection is None else connection
+                    return work(connection)
+                except ConnectionLostError:
+                    began = began or time.monotonic()
+                    if connection is not None:
+                        self._module.close(connection)
+                        connection = None
+                    if time.monotonic() - began > _PATIENCE_SECONDS:
+                        raise
+                    time.sleep(wait)
+                    wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+        finally:
+            self._idle.put(connection)
 
-    def column_types(self, connection: Any, table: str) -> dict[str, pa.DataType]:
-        """Columns of a table with their Arrow types; raises UsageError if there is no such table."""
+    def _reconnect(self) -> Any:
+        self.reconnects += 1
+        if self._snapshot.token is not None:
+            try:
+                return self._module.reconnect(self._stack, self._access, self._snapshot.token)
+            except ConnectionLostError:
+                raise
+            except UnavailableError:
+                pass  # whoever held the snapshot open is gone, and the snapshot with it
+        connection = self._module.reconnect(self._stack, self._access, None)
+        self.left_the_snapshot = True
+        return connection
 
-    def quote(self, identifier: str) -> str:
-        """An identifier as it stands in SQL, whatever characters it holds."""
-
-    def select_expression(self, column: str, type_: pa.DataType) -> str:
-        """SQL of a column whose fetched values `to_array` takes without loss."""
-
-    def fetch(self, connection: Any, sql: str, parameters: Sequence[Any] = ()) -> Iterator[list[Any]]:
-        """Rows in lists of at most some ten thousand, streamed."""
-
-    def write_table(
-        self,
-        connection: Any,
-        table: str,
-        columns: Mapping[str, str],
-        primary_key: Sequence[str],
-        batches: Iterable[pa.RecordBatch],
-    ) -> None:
-        """Makes a table (columns as name → declared type) and fills it; replaces one of that name."""
-
-    def connect_for_writing(self, uri: str) -> AbstractContextManager[Any]:
-        """Opens a connection that may create tables; makes an SQLite file that is not there."""
-
-    def table_names(self, connection: Any) -> set[str]:
-        """Names of the tables and views, in lower case."""
-
-
-@dataclasses.dataclass(frozen=True)
-class KeyRange:
-    """An inclusive range of the partition column; both ends None is the range of NULL keys."""
-
-    lower: Any
-    upper: Any
-
-    def predicate(self, column: str, placeholder: str) -> tuple[str, tuple[Any, ...]]:
-        """The SQL condition on an already quoted column, with its parameters."""
-        if self.lower is None:
-            return f"{column} IS NULL", ()
-        return f"{column} >= {placeholder} AND {column} <= {placeholder}", (self.lower, self.upper)
-
-
-def plan_ranges(key_counts: Iterable[tuple[Any, int]], max_rows: int) -> list[KeyRange]:
-    """Packs keys into ranges of at most `max_rows` rows; a key with more rows is a range of its own.
-
-    Args:
-      key_counts: (key, number of rows), ascending by key in the database's own order; None is NULL.
-      max_rows: rows that a worker holds at a time.
-    """
-    ranges: list[KeyRange] = []
-    rows_in_last = 0
-    for key, rows in key_counts:
-        fits = ranges and key is not None and ranges[-1].lower is not None
-        if fits and rows_in_last + rows <= max_rows:
-            ranges[-1] = dataclasses.replace(ranges[-1], upper=key)
-            rows_in_last += rows
-        else:
-            ranges.append(KeyRange(key, key))
-            rows_in_last = rows
-    return ranges
+    def close(self) -> None:
+        """Closes the connections that were made here."""
+        self._stack.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class _TableReader:
-    """One table with the columns that are read, as the database spells and types them."""
+class _Reading:
+    """One reading of a shop: what is planned at its start, and its ranges."""
 
-    backend: Backend
-    connection: Any
-    name: str
-    schema: pa.Schema
-    expressions: tuple[str, ...]
-    key: str
-
-    @classmethod
-    def open(cls, module: Backend, connection: Any, table: str, columns: Sequence[str]) -> "_TableReader":
-        types = module.column_types(connection, table)
-        actual = _match_columns(columns, types, table)
-        return cls(
-            backend=module,
-            connection=connection,
-            name=table,
-            schema=pa.schema([pa.field(c, types[a]) for c, a in zip(columns, actual, strict=True)]),
-            expressions=tuple(module.select_expression(a, types[a]) for a in actual),
-            key=module.quote(actual[0]),
+    def __init__(self, readers: _Readers, tables: ShopTables, range_rows: int, parallel: int) -> None:
+        self.readers, self.tables = readers, tables
+        self.taken_at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        self._range_rows, self._parallel = range_rows, parallel
+        self.ranges = readers.run(
+            lambda connection: plan_ranges(tables.ratings.key_counts(connection), range_rows)
         )
+        self.counts = {
+            tables.ratings.name: sum(range_.rows for range_ in self.ranges),
+            **{each.name: readers.run(each.count) for each in (tables.customers, tables.products)},
+        }
 
-    @property
-    def source(self) -> str:
-        return self.backend.quote(self.name)
+    def elements(self) -> Iterator[RatingsRange | RangeCheck]:
+        """Ranges in the order of their keys, read ahead of the one that is worked on."""
+        products, malformed, checks = self.readers.run(lambda c: read_products(self.tables, c))
+        yield from checks
+        accounts = {"counts_products": True}
+        with ThreadPoolExecutor(self._parallel, "read") as pool:
+            try:
+                for future in self._ahead(pool, products):
+                    range_, checks = future.result()
+                    if accounts:
+                        range_ = dataclasses.replace(
+                            range_, malformed=(*range_.malformed, *malformed), **accounts
+                        )
+                        accounts = {}
+                    yield from checks
+                    yield range_
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def count(self) -> int:
-        rows = self.backend.fetch(self.connection, f"SELECT COUNT(*) FROM {self.source}")  # noqa: S608
-        return int(next(iter(rows))[0][0])
+    def _ahead(self, pool: ThreadPoolExecutor, products: pa.RecordBatch) -> Iterator[Future[Any]]:
+        waiting: collections.deque[Future[Any]] = collections.deque()
+        for part in self._parts(pool):
+            waiting.append(pool.submit(self._read, part, products))
+            if len(waiting) > self._parallel:
+                yield waiting.popleft()
+        yield from waiting
 
-    def key_counts(self) -> Iterator[tuple[Any, int]]:
-        """Rows per first column, ascending; integer keys as int."""
-        sql = f"SELECT {self.key}, COUNT(*) FROM {self.source} GROUP BY {self.key} ORDER BY {self.key}"  # noqa: S608
-        is_integer = pa.types.is_integer(self.schema.field(0).type)
-        for rows in self.backend.fetch(self.connection, sql):
-            for key, count in rows:
-                yield int(key) if is_integer and key is not None else key, int(count)
+    def _read(self, part: Part, products: pa.RecordBatch) -> tuple[RatingsRange, list[RangeCheck]]:
+        return self.readers.run(lambda c: read_range(self.tables, c, part, products, self.taken_at))
 
-    def read(self, range_: KeyRange | None = None) -> pa.RecordBatch:
-        """All rows, or those whose first column lies in the range, typed by `schema`."""
-        sql = f"SELECT {', '.join(self.expressions)} FROM {self.source}"  # noqa: S608
-        parameters: tuple[Any, ...] = ()
-        if range_ is not None:
-            condition, parameters = range_.predicate(self.key, self.backend.PLACEHOLDER)
-            sql += f" WHERE {condition}"
-        chunks = [self._batch(rows) for rows in self.backend.fetch(self.connection, sql, parameters)]
-        return _one_batch(chunks, self.schema)
+    def _parts(self, pool: ThreadPoolExecutor) -> Iterator[Part]:
+        """Ranges cut into slices; where to cut is looked up while earlier ranges are read."""
+        ahead: collections.deque[tuple[KeyRange, Future[list[Slice]]]] = collections.deque()
+        for range_ in self.ranges:
+            ahead.append((range_, pool.submit(self._slices, range_)))
+            if len(ahead) > self._parallel + 1:
+                yield from self._cut(*ahead.popleft())
+        for each in ahead:
+            yield from self._cut(*each)
 
-    def _batch(self, rows: list[Any]) -> pa.RecordBatch:
-        columns = zip(*rows, strict=True)
-        arrays = [
-            to_array(values, field.type, f"table {self.name}, column {field.name}")
-            for values, field in zip(columns, self.schema, strict=True)
-        ]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+    def _slices(self, range_: KeyRange) -> list[Slice]:
+        if range_.rows <= self._range_rows:
+            return [Slice(None, None)]
+        return self.readers.run(lambda c: slices_of(self.tables, c, range_, self._range_rows))
+
+    def _cut(self, range_: KeyRange, slices: Future[list[Slice]]) -> Iterator[Part]:
+        for number, part in enumerate(slices.result()):
+            yield Part(range_, part, is_first=number == 0, alone=len(self.ranges) == 1)
 
 
-def read_ratings(uri: str, shop: Shop, range_rows: int) -> Iterator[SourceSnapshot | RatingsRange]:
-    """Reads a shop in one snapshot: first what the snapshot is, then one range after the other.
+def read_ratings(access: Access, shop: Shop, range_rows: int) -> Iterator[Element]:
+    """Reads a shop: ranges with what to compare at the end, and last what the snapshot was.
 
     Args:
-      uri: `sqlite:///path` or `mysql://user@host:port/db`.
       shop: names of tables and columns; matched regardless of case.
-      range_rows: ratings that a range holds at most, unless one partition alone has more.
+      range_rows: ratings that a range holds at most.
 
     Raises:
-      UnavailableError: the database does not answer or refuses the login.
+      UnavailableError: the database does not answer, stays away or refuses the login.
       UsageError: a table or column is missing or a key has another type than the Shop says.
-      BadDataError: there are no ratings, a customer or product is there twice, or a value does not fit
-        its column's type.
+      BadDataError: there are no ratings.
     """
-    module: Backend = backend("tables", uri, "--source")
-    with module.connect(uri) as connection:
-        method = module.begin_snapshot(connection)
-        taken_at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
-        ratings = _TableReader.open(module, connection, shop.ratings.name, _rating_columns(shop))
-        customers = _open_entities(module, connection, shop.customers)
-        products = _open_entities(module, connection, shop.products)
-        _check_ratings(shop, ratings.schema)
-        counts = {reader.name: reader.count() for reader in (ratings, customers, products)}
-        if not counts[ratings.name]:
-            raise BadDataError(f"table {ratings.name} of --source holds no ratings: nothing to train on")
-        types = _training_types(shop, ratings.schema, customers.schema, products.schema)
-        yield SourceSnapshot(scheme_of(uri), method, taken_at, counts, types)
-        all_products = _unique(products.read(), shop.products)
-        for range_ in plan_ranges(ratings.key_counts(), range_rows):
-            yield RatingsRange(
-                ratings=ratings.read(range_),
-                customers=_unique(customers.read(range_), shop.customers),
-                products=all_products,
-                taken_at=taken_at,
-            )
+    module: Backend = backend("tables", access.uri, "--source")
+    with module.connect(access.uri, access.secret) as connection, contextlib.ExitStack() as stack:
+        tables = _open_tables(module, connection, shop, access.bulk)
+        names = [table.name for table in tables.all]
+        snapshot = module.open_snapshot(stack, access, connection, names)
+        readers = _Readers(module, access, snapshot)
+        stack.callback(readers.close)
+        reading = _Reading(readers, tables, range_rows, len(snapshot.readers))
+        if not reading.ranges:
+            raise BadDataError(f"table {shop.ratings.name} of --source holds no ratings: nothing to train on")
+        yield from reading.elements()
+        yield SourceSnapshot(
+            system=scheme_of(access.uri),
+            method=_method(snapshot, readers),
+            taken_at=reading.taken_at,
+            counts=reading.counts,
+            types=_training_types(shop, tables),
+            verify=readers.left_the_snapshot,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """Reads again what was read and compares it; does nothing if it was all of one moment.
+
+    If every range and every count is still the same, then they were the same at the moment between both
+    readings, and what was read is the state of that moment.
+
+    Attributes:
+      accept: take tables that changed all the same.
+    """
+
+    access: Access
+    shop: Shop
+    accept: bool = False
+
+    def __call__(self, snapshot: SourceSnapshot, checks: Sequence[RangeCheck]) -> str:
+        """What the manifest says of it; raises UnavailableError if the tables were changed meanwhile."""
+        if not snapshot.verify:
+            return "one snapshot"
+        changed = self._changed(snapshot, checks)
+        if not changed:
+            return f"{len(checks)} ranges read again, none changed"
+        if self.accept:
+            return f"{len(checks)} ranges read again, changes in {', '.join(changed)} accepted"
+        raise UnavailableError(
+            f"table {changed[0]} of --source was changed while it was read, and there was no snapshot; "
+            "nothing was published. Run the command again, at a quieter time, or with --on-change accept"
+        )
+
+    def _changed(self, snapshot: SourceSnapshot, checks: Sequence[RangeCheck]) -> list[str]:
+        module: Backend = backend("tables", self.access.uri, "--source")
+        access = self.access
+        with module.connect(access.uri, access.secret) as connection, contextlib.ExitStack() as stack:
+            tables = {t.name: t for t in _open_tables(module, connection, self.shop, access.bulk).all}
+            readers = _Readers(module, access, Snapshot("", (connection,)))
+            stack.callback(readers.close)
+            changed = {name for name, t in tables.items() if readers.run(t.count) != snapshot.counts[name]}
+            for check in checks:
+                table = tables[check.table]
+                again = readers.run(lambda c, t=table, k=check: digest(t.read(c, k.condition, k.parameters)))
+                if again != check.digest:
+                    changed.add(check.table)
+            return sorted(changed)
 
 
 @dataclasses.dataclass(eq=False)
 class ReadRatings(beam.PTransform):  # type: ignore[misc]
-    """Reads a shop as `RatingsRange`s (output RATINGS) of one `SourceSnapshot` (output SNAPSHOT)."""
+    """Reads a shop: outputs RATINGS (`RatingsRange`s), CHECKS (`RangeCheck`s), SNAPSHOT (one)."""
 
-    uri: str
+    access: Access
     shop: Shop
     range_rows: int = 200_000
 
     def __post_init__(self) -> None:
-        reject_password(self.uri, "--source", "BEAMREC_SOURCE_PASSWORD")
+        reject_password(self.access.uri, "--source", "BEAMREC_SOURCE_PASSWORD")
         if self.range_rows < 1:
             raise UsageError(f"--range-rows: expected at least 1, got {self.range_rows}")
 
@@ -214,7 +260,7 @@ class ReadRatings(beam.PTransform):  # type: ignore[misc]
         return (
             begin
             | "Once" >> beam.Impulse()
-            | "Ranges" >> beam.ParDo(_Read(self)).with_outputs(SNAPSHOT, main=RATINGS)
+            | "Ranges" >> beam.ParDo(_Read(self)).with_outputs(SNAPSHOT, CHECKS, main=RATINGS)
         )
 
 
@@ -224,16 +270,31 @@ class _Read(beam.DoFn):  # type: ignore[misc]
 
     def process(self, _: bytes) -> Iterator[Any]:
         options = self._options
-        for part in read_ratings(options.uri, options.shop, options.range_rows):
-            yield beam.pvalue.TaggedOutput(SNAPSHOT, part) if isinstance(part, SourceSnapshot) else part
+        tags = {SourceSnapshot: SNAPSHOT, RangeCheck: CHECKS}
+        for part in read_ratings(options.access, options.shop, options.range_rows):
+            tag = tags.get(type(part))
+            yield beam.pvalue.TaggedOutput(tag, part) if tag else part
 
 
-def _rating_columns(shop: Shop) -> tuple[str, ...]:
-    return (shop.ratings.customer, shop.ratings.product, shop.ratings.rating)
+def _method(snapshot: Snapshot, readers: _Readers) -> str:
+    if not readers.reconnects:
+        return snapshot.method
+    again = ", checksums of every range read again at the end" if readers.left_the_snapshot else ""
+    return f"{snapshot.method}; {readers.reconnects} lost connections replaced{again}"
 
 
-def _open_entities(module: Backend, connection: Any, table: Table) -> _TableReader:
-    reader = _TableReader.open(module, connection, table.name, (table.key, *table.columns))
+def _open_tables(module: Backend, connection: Any, shop: Shop, bulk: bool) -> ShopTables:
+    columns = (shop.ratings.customer, shop.ratings.product, shop.ratings.rating)
+    ratings = TableReader.open(module, connection, shop.ratings.name, columns, bulk)
+    customers, products = (
+        _open_entities(module, connection, table, bulk) for table in (shop.customers, shop.products)
+    )
+    _check_ratings(shop, ratings.schema)
+    return ShopTables(ratings, customers, products)
+
+
+def _open_entities(module: Backend, connection: Any, table: Table, bulk: bool) -> TableReader:
+    reader = TableReader.open(module, connection, table.name, (table.key, *table.columns), bulk)
     check_key_type(reader.schema.field(0).type, table.key_type, f"{table.name}.{table.key}")
     return reader
 
@@ -243,51 +304,19 @@ def _check_ratings(shop: Shop, ratings: pa.Schema) -> None:
         field = ratings.field(position)
         check_key_type(field.type, table.key_type, f"{shop.ratings.name}.{field.name}")
     rating = ratings.field(2)
-    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    numeric: Sequence[Callable[[pa.DataType], bool]] = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_decimal,
+    )
     if not any(kind(rating.type) for kind in numeric):
         raise UsageError(f"{shop.ratings.name}.{rating.name}: expected numbers, got {rating.type}")
 
 
-def _training_types(
-    shop: Shop, ratings: pa.Schema, customers: pa.Schema, products: pa.Schema
-) -> dict[str, str]:
+def _training_types(shop: Shop, tables: ShopTables) -> dict[str, str]:
     """Types of the training files' columns; keys have the type of the table that they are the key of."""
-    fields = {field.name: field.type for field in [*customers, *products]}
-    fields[shop.ratings.rating] = ratings.field(2).type
+    fields = {
+        field.name: field.type for table in (tables.customers, tables.products) for field in table.schema
+    }
+    fields[shop.ratings.rating] = tables.ratings.schema.field(2).type
     return {name: str(fields[name]) for name in (shop.partition_column, *shop.training_columns)}
-
-
-def _match_columns(wanted: Sequence[str], available: Mapping[str, Any], table: str) -> list[str]:
-    """The database's spelling of each wanted column: the exact one, else the only one but for case."""
-    matched = []
-    for name in wanted:
-        alike = [a for a in available if a.lower() == name.lower()]
-        exact = [a for a in alike if a == name]
-        if len(exact or alike) != 1:
-            found = "several that differ in case" if alike else f"only {', '.join(available)}"
-            raise UsageError(
-                f"table {table}: expected a column {name}, found {found}; name the right one in --shop"
-            )
-        matched.append((exact or alike)[0])
-    return matched
-
-
-def _one_batch(chunks: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    if not chunks:
-        return pa.RecordBatch.from_pylist([], schema=schema)
-    return pa.concat_batches(chunks)
-
-
-def _unique(batch: pa.RecordBatch, table: Table) -> pa.RecordBatch:
-    """Rows ascending by key, without those that have none; raises BadDataError if a key is there twice."""
-    known = batch.filter(pc.is_valid(batch.column(0)))
-    ordered = known.take(pc.sort_indices(known.column(0)))
-    keys = ordered.column(0)
-    repeated = pc.equal(keys[1:], keys[:-1])
-    if pc.any(repeated).as_py():
-        key = keys.filter(pc.fill_null(pa.concat_arrays([repeated, pa.array([False])]), False))[0].as_py()
-        raise BadDataError(
-            f"table {table.name}: expected one row per {table.key}, found {key!r} more than once; "
-            "a join would multiply its ratings"
-        )
-    return ordered

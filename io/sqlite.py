@@ -11,17 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamrec.io.arrow_types import arrow_type
-from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.io.backend import Access, Query, Snapshot
+from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = [
     "PLACEHOLDER",
-    "begin_snapshot",
+    "close",
     "column_types",
     "connect",
     "connect_for_writing",
     "fetch",
+    "open_snapshot",
     "quote",
-    "select_expression",
+    "read",
+    "reconnect",
     "table_names",
     "write_table",
 ]
@@ -42,8 +45,8 @@ _STORED = {
 
 
 @contextlib.contextmanager
-def connect(uri: str) -> Iterator[sqlite3.Connection]:
-    """Opens an existing database read-only.
+def connect(uri: str, secret: str | None = None) -> Iterator[sqlite3.Connection]:
+    """Opens an existing database read-only; a file has no password.
 
     Raises:
       UsageError: there is no such file.
@@ -55,6 +58,8 @@ def connect(uri: str) -> Iterator[sqlite3.Connection]:
         hint = f"; did you mean sqlite:///{absolute}?" if absolute.is_file() else ""
         raise UsageError(f"{uri}: there is no file {path.absolute()}{hint}")
     with _session(f"file:{quote_url(str(path))}?mode=ro", uri) as connection:
+        # What is not UTF-8 stays bytes, which no text column takes: a dead letter, not a failed run.
+        connection.text_factory = _text
         yield connection
 
 
@@ -74,23 +79,36 @@ def _session(file_uri: str, uri: str) -> Iterator[sqlite3.Connection]:
     try:
         # No isolation level: the module would otherwise begin and commit transactions by itself.
         with contextlib.closing(
-            sqlite3.connect(file_uri, uri=True, isolation_level=None, timeout=30)
+            # Ranges are read ahead in another thread, one at a time.
+            sqlite3.connect(file_uri, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
         ) as connection:
             yield connection
     except sqlite3.OperationalError as error:
-        if "UTF-8" in str(error):
-            raise BadDataError(f"{uri}: a text value is not UTF-8: {error}") from None
         raise UnavailableError(f"{uri}: {error}; check the file, its rights and who has it locked") from None
     except sqlite3.DatabaseError as error:
         raise UnavailableError(f"{uri}: {error}; expected an SQLite database") from None
 
 
-def begin_snapshot(connection: sqlite3.Connection) -> str:
+def open_snapshot(
+    stack: contextlib.ExitStack, access: Access, connection: sqlite3.Connection, tables: Sequence[str]
+) -> Snapshot:
     """Opens a read transaction; SQLite shows it one state until it ends."""
+    if access.mode == "shared":
+        raise UsageError("--snapshot shared: SQLite has no snapshot for several connections; use auto")
     connection.execute("BEGIN")
     # A deferred transaction takes its snapshot at the first read, not at BEGIN.
     connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    return "one connection, one read transaction"
+    return Snapshot("one connection, one read transaction", (connection,))
+
+
+def reconnect(stack: contextlib.ExitStack, access: Access, token: str | None) -> sqlite3.Connection:
+    """A file does not lose its connection: never called, as no ConnectionLostError is raised here."""
+    raise UnavailableError(f"{access.uri}: cannot be read any more; run the command again")
+
+
+def close(connection: sqlite3.Connection) -> None:
+    """Ends reading."""
+    connection.close()
 
 
 def column_types(connection: sqlite3.Connection, table: str) -> dict[str, pa.DataType]:
@@ -108,11 +126,6 @@ def quote(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
-def select_expression(column: str, type_: pa.DataType) -> str:
-    """Decimals come as text: SQLite keeps 95.70 as a binary fraction, whose 15 digits as text are exact."""
-    return f"CAST({quote(column)} AS TEXT)" if pa.types.is_decimal(type_) else quote(column)
-
-
 def fetch(
     connection: sqlite3.Connection, sql: str, parameters: Sequence[object] = ()
 ) -> Iterator[list[tuple[object, ...]]]:
@@ -120,6 +133,20 @@ def fetch(
     cursor = connection.execute(sql, tuple(parameters))
     while rows := cursor.fetchmany(_ROWS_PER_FETCH):
         yield rows
+
+
+def read(connection: sqlite3.Connection, query: Query, bulk: bool) -> list[Sequence[object] | pa.Array]:
+    """Columns of a query, as Python's values: SQLite has no quicker way."""
+    columns = ", ".join(_expression(name, type_) for name, type_ in query.columns)
+    where = f" WHERE {query.condition}" if query.condition else ""
+    sql = f"SELECT {columns} FROM {quote(query.table)}{where}"  # noqa: S608
+    rows = [row for rows in fetch(connection, sql, query.parameters) for row in rows]
+    return list(zip(*rows, strict=True)) if rows else [() for _ in query.columns]
+
+
+def _expression(column: str, type_: pa.DataType) -> str:
+    """Decimals come as text: SQLite keeps 95.70 as a binary fraction, whose 15 digits as text are exact."""
+    return f"CAST({quote(column)} AS TEXT)" if pa.types.is_decimal(type_) else quote(column)
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:
@@ -145,6 +172,13 @@ def write_table(
     for batch in batches:
         values = [_native(column).to_pylist() for column in batch.columns]
         connection.executemany(statement, zip(*values, strict=True))
+
+
+def _text(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _native(column: pa.Array) -> pa.Array:

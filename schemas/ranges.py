@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["EntityTally", "MalformedRow", "RatingsRange", "SourceSnapshot"]
+__all__ = ["EntityTally", "MalformedRow", "RangeCheck", "RatingsRange", "SourceSnapshot"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,22 @@ class EntityTally:
 
 
 @dataclasses.dataclass(frozen=True)
+class RangeCheck:
+    """What some rows of a table were when they were read, to be compared with what they are at the end.
+
+    Attributes:
+      table: as the Shop names it.
+      condition, parameters: which rows, in the source's SQL.
+      digest: number of rows and a sum over them that does not depend on their order.
+    """
+
+    table: str
+    condition: str | None
+    parameters: tuple[Any, ...]
+    digest: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class SourceSnapshot:
     """Where and when the tables were read.
 
@@ -75,6 +91,8 @@ class SourceSnapshot:
       taken_at: RFC 3339 time at which the snapshot was opened.
       counts: table name → `COUNT(*)` inside the snapshot.
       types: training-file column (the partition column included) → Arrow type, as text.
+      verify: whether not everything was read as of one moment, so that every `RangeCheck` must hold at
+        the end.
     """
 
     system: str
@@ -82,3 +100,4 @@ class SourceSnapshot:
     taken_at: str
     counts: dict[str, int]
     types: dict[str, str]
+    verify: bool = False

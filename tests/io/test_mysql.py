@@ -1,5 +1,7 @@
 """MySQL's side of the bounded source, against a real MariaDB server."""
 
+import contextlib
+import dataclasses
 import datetime as dt
 import decimal
 import socket
@@ -7,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from beamrec.io import mysql
+from beamrec.io import mysql, mysql_connection
 from beamrec.io.arrow_types import to_array
+from beamrec.io.backend import Access
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 pytestmark = pytest.mark.usefixtures("source_password")
 
+PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (that of every user: one variable holds it)
 MOMENT = dt.datetime(2004, 2, 29, 23, 59, 59, 999999)  # noqa: DTZ001  (MySQL's DATETIME has no zone)
 # Column type, values as SQL, values as Python sees them, Arrow type.
 TYPES: list[tuple[str, list[str], list[Any], pa.DataType]] = [
@@ -60,18 +67,26 @@ def database(mariadb: Any) -> str:
     return "scratch"
 
 
-def read(uri: str, table: str, column: str) -> pa.Array:
-    """One column as the source reads it."""
+def read(uri: str, table: str, column: str, bulk: bool = True) -> pa.Array:
+    """One column as the source reads it, in the order of `id`."""
     with mysql.connect(uri) as connection:
-        type_ = mysql.column_types(connection, table)[column]
-        sql = f"SELECT {mysql.select_expression(column, type_)} FROM {mysql.quote(table)} ORDER BY id"  # noqa: S608
-        values = [value for rows in mysql.fetch(connection, sql) for (value,) in rows]
-    return to_array(values, type_, column)
+        types = mysql.column_types(connection, table)
+        query = mysql.Query(table, tuple((name, types[name]) for name in ("id", column)))
+        columns = mysql.read(connection, query, bulk)
+    ids, values = (to_array(each, types[name]) for each, name in zip(columns, ("id", column), strict=True))
+    return values.take(pc.sort_indices(ids))
 
 
+@pytest.mark.parametrize("bulk", [True, False], ids=["packed", "row by row"])
 @pytest.mark.parametrize(("declared", "sql", "expected", "type_"), TYPES, ids=[each[0] for each in TYPES])
 def test_every_type_is_read_exactly(
-    mariadb: Any, database: str, declared: str, sql: list[str], expected: list[Any], type_: pa.DataType
+    mariadb: Any,
+    database: str,
+    declared: str,
+    sql: list[str],
+    expected: list[Any],
+    type_: pa.DataType,
+    bulk: bool,
 ) -> None:
     rows = ", ".join(f"({number}, {value})" for number, value in enumerate(sql))
     mariadb.execute(
@@ -79,7 +94,7 @@ def test_every_type_is_read_exactly(
         f"INSERT INTO t VALUES {rows}",  # noqa: S608
         database=database,
     )
-    array = read(mariadb.uri(database), "t", "v")
+    array = read(mariadb.uri(database), "t", "v", bulk)
     assert array.type == type_
     wanted = [decimal.Decimal(v) if pa.types.is_decimal(type_) and v else v for v in expected]
     assert array.to_pylist() == wanted
@@ -93,15 +108,85 @@ def test_hostile_names_are_names(mariadb: Any, database: str) -> None:
         f"INSERT INTO {quoted} VALUES (1, 7)",  # noqa: S608
         database=database,
     )
-    assert read(mariadb.uri(database), name, name).to_pylist() == [7]
+    for bulk in (True, False):
+        assert read(mariadb.uri(database), name, name, bulk).to_pylist() == [7]
 
 
-def test_a_snapshot_does_not_see_later_changes(mariadb: Any, database: str) -> None:
+@pytest.mark.parametrize(("mode", "readers"), [("auto", 3), ("shared", 2), ("connection", 3), ("auto", 1)])
+def test_a_snapshot_does_not_see_later_changes(mariadb: Any, database: str, mode: Any, readers: int) -> None:
     mariadb.execute("CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1), (2)", database=database)
-    with mysql.connect(mariadb.uri(database)) as connection:
-        assert "CONSISTENT SNAPSHOT" in mysql.begin_snapshot(connection)
-        mariadb.execute("DELETE FROM t", database=database)
-        assert [row for rows in mysql.fetch(connection, "SELECT COUNT(*) FROM t") for row in rows] == [("2",)]
+    access = Access(mariadb.uri(database), readers=readers, mode=mode)
+    with mysql.connect(access.uri) as connection, contextlib.ExitStack() as stack:
+        snapshot = mysql.open_snapshot(stack, access, connection, ["t"])
+        assert "CONSISTENT SNAPSHOT" in snapshot.method
+        assert len(snapshot.readers) == (1 if mode == "connection" else readers)
+        mariadb.execute("DELETE FROM t", database=database)  # nothing is locked any more
+        for reader in snapshot.readers:
+            assert next(mysql.fetch(reader, "SELECT COUNT(*) FROM t")) == [("2",)]
+        again = mysql.reconnect(stack, access, snapshot.token)
+        assert next(mysql.fetch(again, "SELECT COUNT(*) FROM t")) == [("0",)]
+
+
+def test_a_user_who_may_not_lock_reads_with_one_connection(mariadb: Any, database: str) -> None:
+    mariadb.execute(
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        f"CREATE OR REPLACE USER reader@'%' IDENTIFIED BY '{PASSWORD}'",
+        "GRANT SELECT ON scratch.* TO reader@'%'",
+        database=database,
+    )
+    access = Access(mariadb.uri(database, "reader"))
+    with mysql.connect(access.uri) as connection, contextlib.ExitStack() as stack:
+        snapshot = mysql.open_snapshot(stack, access, connection, ["t"])
+        assert (len(snapshot.readers), snapshot.verify) == (1, False)
+        with pytest.raises(UnavailableError, match="grant LOCK TABLES"):
+            mysql.open_snapshot(stack, dataclasses.replace(access, mode="shared"), connection, ["t"])
+
+
+def test_tables_without_transactions_have_no_snapshot(mariadb: Any, database: str) -> None:
+    mariadb.execute("CREATE TABLE t (id int PRIMARY KEY) ENGINE=MyISAM", database=database)
+    access = Access(mariadb.uri(database))
+    with mysql.connect(access.uri) as connection, contextlib.ExitStack() as stack:
+        snapshot = mysql.open_snapshot(stack, access, connection, ["T"])
+        assert snapshot.verify
+        assert "checksums" in snapshot.method
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none()
+            | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9),
+            st.none() | st.integers(-(2**31), 2**31 - 1),
+        ),
+        max_size=30,
+    )
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_packed_rows_are_the_rows(mariadb: Any, rows: list[tuple[str | None, int | None]]) -> None:
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "id": pa.array(range(len(rows)), pa.int32()),
+            "v": pa.array([text for text, _ in rows], pa.string()),
+            "n": pa.array([number for _, number in rows], pa.int32()),
+        }
+    )
+    mariadb.execute("CREATE DATABASE IF NOT EXISTS packed CHARACTER SET utf8mb4")
+    uri = mariadb.uri("packed")
+    with mysql.connect_for_writing(uri) as connection:
+        columns = {"id": "int", "v": "varchar(20)", "n": "int"}
+        mysql.write_table(connection, "t", columns, ["id"], [batch] if rows else [])
+    for column in ("v", "n"):
+        assert read(uri, "t", column).to_pylist() == batch.column(column).to_pylist()
+
+
+def test_a_text_that_the_server_cuts_is_read_row_by_row(mariadb: Any, database: str) -> None:
+    mariadb.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v mediumtext)",
+        "INSERT INTO t SELECT seq, REPEAT(seq, 1000000) FROM seq_1_to_40",
+        database=database,
+    )  # 71 MB in one text, where max_allowed_packet is 16 MB
+    values = read(mariadb.uri(database), "t", "v").to_pylist()
+    assert values == [str(number) * 1_000_000 for number in range(1, 41)]
 
 
 def test_what_is_written_is_read_back(mariadb: Any, database: str) -> None:
@@ -189,7 +274,7 @@ def test_missing_certificates_are_a_usage_error(mariadb: Any, database: str, tmp
 )
 def test_only_the_loopback_may_be_plain_by_default(host: str, loopback: bool) -> None:
     shown = f"[{host}]" if ":" in host else host
-    arguments = mysql._tls(mysql._parse(f"mysql://u@{shown}/db"))
+    arguments = mysql_connection._tls(mysql_connection._parse(f"mysql://u@{shown}/db"))
     assert ("ssl_disabled" in arguments) is loopback
     if not loopback:
         assert arguments["ssl"].check_hostname
