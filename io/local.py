@@ -66,7 +66,7 @@ class LocalStore:
         return (self.root / path).read_bytes()
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(self._at(path))
+        return os.path.isfile(self._at(path))
 
     def names(self, folder: str) -> list[str]:
         try:

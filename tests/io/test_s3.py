@@ -1,17 +1,12 @@
 """The store on a real S3-protocol server: the same guarantees as on a file system, also when it is busy."""
 
 import os
-import pickle
-import signal
-import subprocess
-import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from beamrec.io.store import Store, open_store, with_beam_options
@@ -36,16 +31,6 @@ def test_of_many_who_create_an_object_one_wins_whatever_the_server_refuses(s3: A
             assert store.read(path) == contents[won.index(True)]
 
 
-def test_a_staged_object_is_published_once(store: Store) -> None:
-    first, second = store.stage(b"one"), store.stage(b"two")
-    assert store.publish(first, "out/0")
-    assert not store.publish(second, "out/0")
-    assert store.read("out/0") == b"one"
-    with pytest.raises(FileNotFoundError):
-        store.publish(first, "out/1")
-    assert store.names("_ledger/staged") == []
-
-
 def test_objects_move_in_bulk_although_the_server_refuses_some_requests(s3: Any, store: Store) -> None:
     objects = {f"data/k={number}/part": bytes([number]) * number for number in range(120)}
     with s3.faults():
@@ -59,20 +44,6 @@ def test_objects_move_in_bulk_although_the_server_refuses_some_requests(s3: Any,
         store.discard_all(some)
     assert set(s3.objects()) == {f"lake/{path}" for path in sorted(objects)[50:]}
     assert store.read("data/k=99/part") == objects["data/k=99/part"]
-
-
-def test_an_object_that_is_in_neither_place_is_not_moved_silently(store: Store) -> None:
-    with pytest.raises(FileNotFoundError, match="_staging/run/a"):
-        store.move_all("_staging/run", ["a"])
-
-
-def test_a_folder_is_not_another_whose_name_begins_alike(store: Store) -> None:
-    store.put_all([("a/x", b"1"), ("ab/x", b"2"), ("a/b/c", b"3")])
-    assert store.sizes("a") == {"a/x": 1, "a/b/c": 1}
-    assert store.names("a") == ["b", "x"]
-    assert store.names("") == ["a", "ab"]
-    store.discard_tree("a")
-    assert store.names("") == ["ab"]
 
 
 def test_more_than_a_page_of_objects_is_listed_and_removed(store: Store) -> None:
@@ -102,45 +73,6 @@ def test_unfinished_uploads_of_a_killed_run_go_with_its_folder(s3: Any, store: A
         store._client.create_multipart_upload(Bucket=s3.bucket, Key=key)
     store.discard_tree("_staging/run")
     assert s3.unfinished_uploads() == ["lake/data/another"]
-
-
-def test_ages_are_by_the_server(store: Store) -> None:
-    store.put("x", b"")
-    assert 0 <= store.age_seconds("x") < 60
-    with pytest.raises(FileNotFoundError):
-        store.age_seconds("y")
-
-
-def test_arrow_reads_what_was_put(store: Store) -> None:
-    table = pa.table({"n": list(range(1000))})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store.put("t/part.parquet", sink.getvalue())
-    files, base = pickle.loads(pickle.dumps(store.arrow()))  # noqa: S301
-    assert pq.read_table(f"{base}/t/part.parquet", filesystem=files).equals(table)
-
-
-def test_a_store_travels_to_a_worker_without_its_connection(store: Store) -> None:
-    store.put("x", b"1")
-    assert pickle.loads(pickle.dumps(store)).read("x") == b"1"  # noqa: S301
-
-
-def test_a_lease_keeps_a_second_run_out_until_its_holder_is_dead(s3: Any, store: Store) -> None:
-    store.check()
-    with store.exclusive("one"), pytest.raises(UsageError, match="run one"), store.exclusive("two"):
-        pass
-    code = f"store = open_store({s3.uri!r}); store.exclusive('dead').__enter__(); print('in'); time.sleep(60)"
-    code = f"import time; from beamrec.io.store import open_store; {code}"
-    with subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "in\n"
-        with pytest.raises(UsageError, match="run dead"), store.exclusive("three"):
-            pass
-        child.send_signal(signal.SIGKILL)
-    with store.exclusive("four"):
-        pass
-    # A lease leaves two small objects, and not more with every run.
-    assert len(s3.objects("lake/_lease")) == 2
 
 
 def test_a_missing_bucket_says_so(s3: Any) -> None:
