@@ -188,7 +188,7 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
     manifest = read_manifest(config.output)
     if manifest is None:
         raise BadDataError(f"{config.output}: the manifest went away during the run")
-    rows, letters = published.rows, published.letters.total()
+    rows, letters = published.rows, published.letters[config.shop.ratings.name]
     counts = StageSummary(manifest.records_in, rows, letters, seconds=time.monotonic() - began)
     if not counts.reconciled:
         raise BadDataError(f"the account of {config.output} does not add up: {counts.to_dict()}")
