@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from beamrec.io.report_charts import Bar, columns, escape, number, percent, rows
 from beamrec.schemas.report import Categories, ColumnProfile, Numbers, bucket_bounds
 
-__all__ = ["column_card", "table"]
+__all__ = ["beside", "column_card", "table"]
 
 _BARS = 24
 _TOP = 10
@@ -49,6 +49,13 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>"
 
 
+def beside(picture: str, figures: str) -> str:
+    """A picture with its table beside it, or below it where there is no room."""
+    return (
+        f'<div class="pair"><figure>{picture}</figure><div class="scroll" tabindex="0">{figures}</div></div>'
+    )
+
+
 def _missing_kinds(column: ColumnProfile) -> str:
     kinds = (("NULL", column.nulls), ("empty", column.empty), ("not a finite number", column.not_finite))
     named = ", ".join(f"{number(count)} {kind}" for kind, count in kinds if count)
@@ -68,7 +75,7 @@ def _categories(column: ColumnProfile, found: Categories, previous: ColumnProfil
         )
     picture = rows(f"{column.name}: most frequent values", f"{distinct}; share of the training rows", bars)
     head = ["value", "rows", "share", *(["before"] if previous else [])]
-    return f"<p>{distinct}.</p>{_beside(picture, table(head, _category_lines(column, found, bars)))}"
+    return f"<p>{distinct}.</p>{beside(picture, table(head, _category_lines(column, found, bars)))}"
 
 
 def _category_lines(column: ColumnProfile, found: Categories, bars: Sequence[Bar]) -> list[list[str]]:
@@ -107,7 +114,7 @@ def _numbers(column: ColumnProfile, found: Numbers, previous: Numbers | None) ->
             _FIGURES, *(_figures(each) for each in (found, previous) if each), strict=True
         )
     ]
-    return _beside(
+    return beside(
         f"{picture}<details><summary>The bars as a table</summary>{bins}</details>",
         table(["", "now" if previous else "value", *before], figures),
     )
@@ -134,12 +141,6 @@ def _labels(found: Numbers, edges: Sequence[float]) -> list[str]:
 def _figures(found: Numbers) -> list[float]:
     """In the order of `_FIGURES`."""
     return [found.minimum, *map(found.quantile, _QUANTILES), found.maximum, found.mean]
-
-
-def _beside(picture: str, figures: str) -> str:
-    return (
-        f'<div class="pair"><figure>{picture}</figure><div class="scroll" tabindex="0">{figures}</div></div>'
-    )
 
 
 def _is_discrete(found: Numbers) -> bool:

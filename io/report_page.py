@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from beamrec.io.report_charts import Bar, columns, curves, escape, number, percent, rows
-from beamrec.io.report_columns import column_card, table
+from beamrec.io.report_columns import beside, column_card, table
 from beamrec.io.report_style import STYLE
 from beamrec.schemas.report import ColumnProfile, EntityProfile, Report
 
@@ -143,12 +143,6 @@ def _section(title: str, note: str, body: str) -> str:
     return f'<section class="card"><h2>{title}</h2><p class="muted">{note}</p>{body}</section>'
 
 
-def _pair(picture: str, figures: str) -> str:
-    return (
-        f'<div class="pair"><figure>{picture}</figure><div class="scroll" tabindex="0">{figures}</div></div>'
-    )
-
-
 def _verdict(index: float, warn: float | None, fail: float | None) -> tuple[str, str]:
     """How a PSI reads, and its style."""
     if fail is not None and index > fail:
@@ -168,7 +162,7 @@ def _drift(drift: Mapping[str, float] | None, warn: float | None, fail: float | 
     return _section(
         "Drift since the previous run",
         "Population stability index by column: below 0.1 hardly a change, above 0.25 a large one.",
-        _pair(
+        beside(
             rows("Drift by column", f"largest: {ordered[0][0]}, {ordered[0][1]:.3f}", bars, marks),
             table(["column", "PSI", "verdict"], figures),
         ),
@@ -198,7 +192,7 @@ def _ratings(report: Report, previous: Report | None) -> str:
     return _section(
         "Ratings",
         "Share of the training rows with each rating." + (_LEGEND if before else ""),
-        _pair(
+        beside(
             columns("Rating histogram", f"most frequent: {number(most)}", bars, ticks),
             table(["rating", "rows", "share", *(["before"] if before else [])], lines),
         ),
@@ -226,7 +220,7 @@ def _long_tail(report: Report) -> str:
     return _section(
         "Long tail",
         f"Share of the ratings that the most rated have, of those with ratings. {keys}",
-        _pair(picture, table(["", *(entity.table for entity, _ in shown)], lines)),
+        beside(picture, table(["", *(entity.table for entity, _ in shown)], lines)),
     )
 
 
@@ -243,7 +237,7 @@ def _coverage(report: Report) -> str:
     return _section(
         "Coverage",
         "Share of the valid rows that have a rating.",
-        _pair(picture, figures) + _unrated(report.products),
+        beside(picture, figures) + _unrated(report.products),
     )
 
 
@@ -267,7 +261,7 @@ def _missing(report: Report) -> str:
     return _section(
         "Missing values",
         "Share of the training rows whose value is NULL, empty or not a finite number.",
-        _pair(
+        beside(
             rows("Missing values", f"most often: {bars[0].label}, {bars[0].shown}", bars),
             table(["column", "NULL", "empty", "not finite"], lines),
         ),
@@ -285,7 +279,7 @@ def _dead_letters(letters: Mapping[str, Mapping[str, int]]) -> str:
     return _section(
         "Dead letters",
         "Rows that broke a rule and are not in the training files; they are kept below <code>errors/</code>.",
-        _pair(
+        beside(
             rows("Dead letters by rule", f"most: {bars[0].label}, {bars[0].shown}", bars),
             table(
                 ["table", "rule", "rows"], [[table_, rule, number(count)] for table_, rule, count in lines]

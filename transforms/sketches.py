@@ -273,7 +273,8 @@ def _sum_entries(values: pa.Array, levels: _Ints, counts: _Ints) -> tuple[pa.Arr
 
 
 def _integer_numbers(keys: pa.Array) -> npt.NDArray[np.uint64]:
-    return pc.cast(keys, pa.int64(), safe=False).to_numpy().view(np.uint64)
+    numbers: npt.NDArray[np.uint64] = pc.cast(keys, pa.int64(), safe=False).to_numpy().view(np.uint64)
+    return numbers
 
 
 def _text_numbers(keys: pa.Array) -> npt.NDArray[np.uint64]:

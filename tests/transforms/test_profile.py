@@ -4,6 +4,7 @@ import dataclasses
 import decimal
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -16,11 +17,15 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beamrec.io.backend import Access
+from beamrec.io.sql import read_ratings
+from beamrec.pipelines.generate_shop import ShopSize, generate_shop, make_shop
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.report import Categories, ColumnProfile, EntityProfile, Numbers, Report
-from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
+from beamrec.schemas.shop import CLASSICMODELS, Feature, RatingsTable, Shop, Table
 from beamrec.transforms.join import find_rows
 from beamrec.transforms.profile import ProfileRatings, merge_profiles, profile_range, report_of
+from beamrec.transforms.validate import validate_ratings
 
 TAKEN_AT = "2026-11-22T07:00:00.000+00:00"
 SHOP = Shop(
@@ -267,6 +272,45 @@ def test_a_range_without_ratings_has_a_report() -> None:
     assert (found.customers.total, found.customers.rated, found.products.unrated) == (2, 0, 4)
     assert [column.distribution for column in found.columns] == [None] * 7
     assert Report.from_json(found.to_json(), "") == found
+
+
+@pytest.mark.parametrize("range_rows", [25, 100_000])
+def test_the_report_of_a_database_is_that_of_its_tables(tmp_path: Path, range_rows: int) -> None:
+    size = ShopSize(customers=30, products=100, ratings=900, bad=12, seed=5)
+    source = f"sqlite:///{tmp_path}/shop.db"
+    generate_shop(source, size)
+    parts = [
+        validate_ratings(element, CLASSICMODELS, "sqlite").valid
+        for element in read_ratings(Access(source), CLASSICMODELS, range_rows)
+        if isinstance(element, RatingsRange)
+    ]
+    found = report_of(merge_profiles([profile_range(each, CLASSICMODELS) for each in parts]), CLASSICMODELS)
+    tables = make_shop(size)
+    with duckdb.connect() as connection:
+        for name, batch in tables.items():
+            connection.register(name, pa.table(batch))
+        connection.execute(
+            "CREATE VIEW rows AS SELECT * FROM ratings JOIN customers USING (customerNumber) "
+            "JOIN products USING (productCode) WHERE productRating BETWEEN 1 AND 5"
+        )
+        by_customer = connection.execute(
+            "SELECT count(*) FROM rows GROUP BY customerNumber ORDER BY 1"
+        ).fetchall()
+        cities = connection.execute(
+            "SELECT city, count(*) n FROM rows GROUP BY 1 ORDER BY n DESC, 1"
+        ).fetchall()
+        credit = connection.execute(
+            "SELECT min(creditLimit), max(creditLimit), count(*) FROM rows"
+        ).fetchall()
+    assert (found.ratings, found.customers.rated, found.customers.total) == (900, len(by_customer), 30)
+    assert found.customers.most == by_customer[-1][0] > range_rows or range_rows > 900
+    assert found.customers.median == by_customer[(len(by_customer) - 1) // 2][0]
+    city, *_, credit_limit = (column.distribution for column in found.columns[:5])
+    assert isinstance(city, Categories)
+    assert isinstance(credit_limit, Numbers)
+    assert list(city.top) == cities
+    assert (credit_limit.minimum, credit_limit.maximum) == tuple(float(value) for value in credit[0][:2])
+    assert len(parts) > 30 if range_rows == 25 else len(parts) == 1
 
 
 @pytest.mark.parametrize("copies", [1, 20])
