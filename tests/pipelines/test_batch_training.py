@@ -31,6 +31,7 @@ from beamrec.pipelines.cli import main as cli
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.generate_shop import ShopSize, generate_shop
 from beamrec.schemas.errors import BadDataError, UsageError
+from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import CLASSICMODELS
 
 COLUMNS = (*CLASSICMODELS.training_columns, CLASSICMODELS.partition_column)
@@ -241,24 +242,30 @@ def test_running_twice_changes_nothing(shop: str, tmp_path: Path) -> None:
 
 def test_a_change_in_the_source_is_all_that_changes(shop: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    batch(shop, output)
+    batch(shop, output, "--mode", "incremental")
     before = files(output / "ratings_ml_training")
     change(shop, "UPDATE ratings SET productRating = 6 - productRating WHERE customerNumber = 106")
     change(shop, "DELETE FROM ratings WHERE customerNumber = 109")
-    batch(shop, output, "--max-bad-fraction", "0.05")
+    batch(shop, output, "--max-bad-fraction", "0.05", "--mode", "incremental")
     changed = set(files(output / "ratings_ml_training").items()) ^ set(before.items())
     assert {Path(path).parent.name for path, _ in changed} == {"customerNumber=106", "customerNumber=109"}
     assert not (output / "ratings_ml_training" / "customerNumber=109").exists()
 
 
-@pytest.mark.parametrize("range_rows", ["1", "7", "1000000"])
-def test_the_size_of_a_range_does_not_change_the_files(shop: str, tmp_path: Path, range_rows: str) -> None:
+@pytest.mark.parametrize("range_rows", ["1", "7", "60", "1000000"])
+def test_the_size_of_a_range_changes_no_row_and_only_the_files_of_larger_partitions(
+    shop: str, tmp_path: Path, range_rows: str
+) -> None:
     batch(shop, tmp_path / "reference")
     batch(shop, tmp_path / "out", "--range-rows", range_rows)
     one, other = (read_manifest(str(tmp_path / name)) for name in ("reference", "out"))
     assert one is not None
     assert other is not None
-    assert one.files == other.files
+    small = {each.partition for each in one.files if each.rows <= int(range_rows)}
+    assert {e.path for e in one.files if e.partition in small} <= {e.path for e in other.files}
+    assert one.rules == other.rules
+    rows = [ordered(by_polars(tmp_path / name / "ratings_ml_training")) for name in ("reference", "out")]
+    assert rows[0] == rows[1]
 
 
 def test_a_run_killed_while_it_stages_leaves_whole_data_and_the_next_one_no_orphan(tmp_path: Path) -> None:
@@ -347,14 +354,15 @@ def test_a_range_is_written_before_the_next_one_is_read(
 
     def watching(*arguments: Any) -> Iterator[Any]:
         for part in read_ratings(*arguments):
-            staged.append(len(list((tmp_path / "out").glob("_staging/*/ratings_ml_training/*/*"))))
+            if isinstance(part, RatingsRange) and part.ratings.num_rows:
+                staged.append(len(list((tmp_path / "out").glob("_staging/*/**/*.parquet"))))
             yield part
 
     monkeypatch.setattr(sql, "read_ratings", watching)
     batch(shop, tmp_path / "out", "--range-rows", "1")
-    assert len(staged) > 40
-    # The first part is the snapshot, the second the first range; a range of an unknown customer has no file.
-    assert staged[1:41] == list(range(40))
+    assert len(staged) == 400
+    # A range whose only rating is a dead letter has no file.
+    assert all(0 <= number - files <= 4 for number, files in enumerate(staged))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +372,11 @@ def test_a_range_is_written_before_the_next_one_is_read(
         ({"output": ""}, "--output is missing"),
         ({"source": "oracle://h/d"}, "--source: expected one of"),
         ({"source": "mysql://u:hunter2@h/d"}, "must not carry a password"),
-        ({"output": "s3://bucket"}, "expected a local path"),
+        ({"output": "hdfs://bucket"}, "--output: expected one of"),
+        ({"readers": 0}, "--readers: expected at least 1"),
+        ({"snapshot": "loose"}, "--snapshot: expected one of auto, shared"),
+        ({"on_change": "ignore"}, "--on-change: expected one of fail, accept"),
+        ({"read": "fast"}, "--read: expected one of packed, rows"),
         ({"max_bad_fraction": 1.5}, "--max-bad-fraction: expected 0 to 1"),
         ({"max_bad_fraction": float("nan")}, "--max-bad-fraction: expected 0 to 1"),
         ({"range_rows": 0}, "--range-rows: expected at least 1"),
