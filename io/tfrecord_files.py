@@ -47,8 +47,8 @@ def encode_examples(rows: pa.RecordBatch) -> pa.Array:
     """Each row as a serialized `tf.train.Example`, its features in the columns' order.
 
     Integers become an int64_list, decimals and floats a float_list (float32), text and bytes a bytes_list,
-    dates and times text in ISO 8601. NULL is a feature without values: `tf.io.parse_example` gives the
-    default of a `FixedLenFeature`, and no value in a `VarLenFeature`.
+    dates and times text in ISO 8601. NULL is a feature without a kind, which TensorFlow takes as missing:
+    `tf.io.parse_example` gives the default of a `FixedLenFeature`, and no value in a `VarLenFeature`.
 
     Returns:
       [rows] large_binary.
@@ -70,9 +70,10 @@ def _features(column: pa.Array, name: str) -> pa.Array:
 
     encoded = pc.dictionary_encode(column, null_encoding="encode")
     values = _tensorflow_values(encoded.dictionary, name)
-    valid = pc.is_valid(values).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(valid)]).astype(np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), values.drop_null())
+    # A list that is NULL, not an empty one: that would be a feature of a kind, which has no default.
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.arange(len(values) + 1, dtype=np.int32)), values, mask=pc.is_null(values)
+    )
     examples = RecordBatchToExamplesEncoder().encode(pa.RecordBatch.from_arrays([lists], [name]))
     return _lookup([_without_header(example) for example in examples], encoded.indices)
 
