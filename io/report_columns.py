@@ -65,7 +65,7 @@ def _missing_kinds(column: ColumnProfile) -> str:
 def _categories(column: ColumnProfile, found: Categories, previous: ColumnProfile | None) -> str:
     before = _previous_shares(previous)
     bars = [
-        Bar(value or "(empty)", count / column.rows, percent(count / column.rows), before(value))
+        Bar(_visible(value), count / column.rows, percent(count / column.rows), before(value))
         for value, count in found.top[:_TOP]
     ]
     distinct = f"{number(found.distinct)} different values"
@@ -76,6 +76,15 @@ def _categories(column: ColumnProfile, found: Categories, previous: ColumnProfil
     picture = rows(f"{column.name}: most frequent values", f"{distinct}; share of the training rows", bars)
     head = ["value", "rows", "share", *(["before"] if previous else [])]
     return f"<p>{distinct}.</p>{beside(picture, table(head, _category_lines(column, found, bars)))}"
+
+
+def _visible(value: str) -> str:
+    """A value whose outer blanks can be seen: `Norway` and `Norway  ` are two categories."""
+    inner = value.strip(" ")
+    if not inner:
+        return "␣" * len(value) or "(empty)"
+    before, after = value.split(inner, 1)
+    return "␣" * len(before) + inner + "␣" * len(after)
 
 
 def _category_lines(column: ColumnProfile, found: Categories, bars: Sequence[Bar]) -> list[list[str]]:

@@ -161,6 +161,13 @@ def test_a_category_column_shows_shares_now_and_before() -> None:
     assert len(card.findall(".//line[@class='before']")) == 3
 
 
+def test_blanks_at_the_ends_of_a_value_can_be_seen() -> None:
+    top = (("Norway", 4), ("Norway  ", 3), (" ", 2), (" a b ", 1))
+    root = page(one_column(Categories(4, 1.0, top)))
+    labels = [label.text for label in root.findall(".//text[@class='label']")]
+    assert labels[-4:] == ["Norway", "Norway␣␣", "␣", "␣a b␣"]
+
+
 def test_rows_beyond_the_named_categories_are_counted_and_a_sample_is_called_one() -> None:
     top = tuple((f"v{n:02}", 100 - n) for n in range(15))
     rows = sum(count for _, count in top) + 1000
