@@ -17,7 +17,7 @@ from beamrec.pipelines.config_file import expand
 from beamrec.pipelines.proposal import event_name, propose_shop
 from beamrec.pipelines.templates import config_toml, shop_toml, toml_value
 from beamrec.schemas.errors import UsageError
-from beamrec.schemas.shop import CLASSICMODELS, Shop
+from beamrec.schemas.shop import CLASSICMODELS, Feature, Shop
 
 FILMS = """
 CREATE TABLE users (userId INTEGER PRIMARY KEY, age INTEGER, occupation VARCHAR(20), email VARCHAR(80));
@@ -52,6 +52,22 @@ def test_init_writes_classicmodels_and_a_configuration(
     paths = json.loads(capsys.readouterr().out)["paths"]
     assert Shop.from_toml(paths["shop"]) == CLASSICMODELS
     assert tomllib.loads(Path(paths["config"]).read_text())["shop"] == paths["shop"]
+
+
+def test_rules_survive_the_shop_file_which_explains_them(tmp_path: Path) -> None:
+    rules = (
+        Feature("joined", kind="none", min="1990-01-01", max="2026-11-22T07:00:00"),
+        Feature("plan", values=('say "free"', "C:\\", "")),
+        Feature("money", kind="number", min=-0.5, max=10**20, nullable=False),
+    )
+    shop = dataclasses.replace(
+        CLASSICMODELS, customers=dataclasses.replace(CLASSICMODELS.customers, features=rules)
+    )
+    path = tmp_path / "shop.toml"
+    path.write_text(shop_toml(shop))
+    assert Shop.from_toml(path) == shop
+    (example,) = re.findall(r"# For example: (\{.*\})", path.read_text())
+    assert Feature(**tomllib.loads(f"feature = {example}")["feature"]).nullable is False
 
 
 def test_init_replaces_nothing_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_a_row_that_fits_no_batch_is_a_dead_letter_with_its_column_and_type() ->
     assert checked.rejected == {7}
 
 
-@pytest.mark.parametrize("key", [b"\x01\xff", 1.5, float("inf"), "text", None])
+@pytest.mark.parametrize("key", [b"\x01\xff", 1.5, float("inf"), "text", "\udcff", None])
 def test_a_key_that_fits_no_column_makes_a_letter_that_is_json(key: Any) -> None:
     (letter,) = check(
         pa.array([1]), pa.array([1]), Feature("c"), [MalformedRow("t", "k", "int32", {"k": key, "c": 1})]

@@ -14,6 +14,7 @@ from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import CLASSICMODELS, Feature, RatingsTable, Shop, Table
 from beamrec.transforms.join import JoinFeatures, join_features
 from beamrec.transforms.lookup import find_rows
+from beamrec.transforms.validate import validate_ratings
 
 SHOP = Shop(
     "films",
@@ -72,6 +73,25 @@ def test_a_rating_without_its_customer_is_an_error_and_not_lost() -> None:
     range_ = films()
     with pytest.raises(ValueError, match="2 ratings whose who is unknown"):
         join_features(dataclasses.replace(range_, customers=range_.customers.slice(1)), SHOP)
+
+
+def test_rows_that_validation_found_are_taken_as_they_are() -> None:
+    """Nobody looks a key up twice: rows that lie would show here."""
+    lying = dataclasses.replace(
+        films(),
+        customer_rows=pa.array([0, 1, 2, 2], pa.int32()),
+        product_rows=pa.array([0, 0, 0, 1], pa.int32()),
+    )
+    joined = join_features(lying, SHOP)
+    assert joined.column("town").to_pylist() == [None, "", "x", "x"]
+    assert joined.column("genre").to_pylist() == ["noir", "noir", "noir", None]
+
+
+def test_a_validated_range_joins_as_it_would_by_its_keys() -> None:
+    valid = validate_ratings(films(), SHOP, "sqlite").valid
+    by_keys = dataclasses.replace(valid, customer_rows=None, product_rows=None)
+    assert join_features(valid, SHOP) == join_features(by_keys, SHOP)
+    assert valid.ratings.num_rows == 4
 
 
 def test_integers_are_found_across_widths_and_null_is_never_found() -> None:

@@ -131,6 +131,35 @@ def test_of_rows_with_one_key_the_lowest_rating_stays_in_whatever_order_they_com
     assert ("rating_out_of_range", (103, "S1", 9)) in forward[1]
 
 
+def test_the_lowest_rating_is_the_least_number_and_not_the_least_text() -> None:
+    shop = dataclasses.replace(
+        CLASSICMODELS, ratings=dataclasses.replace(CLASSICMODELS.ratings, max_rating=10)
+    )
+    validated = validate_ratings(ratings_range((103, "S1", 10), (103, "S1", 9)), shop, "sqlite")
+    assert validated.valid.ratings.column("productRating").to_pylist() == [9]
+
+
+def test_customers_and_products_of_any_number_are_told_apart() -> None:
+    """Each pair once, of 300 customers and 7 products, in an order of its own."""
+    keys = [(customer, product) for product in range(7) for customer in range(300)]
+    range_ = RatingsRange(
+        ratings=pa.RecordBatch.from_pydict(
+            {
+                "customerNumber": pa.array([customer for customer, _ in keys], pa.int32()),
+                "productCode": [f"S{product}" for _, product in keys],
+                "productRating": pa.array([3] * len(keys), pa.int32()),
+            }
+        ),
+        customers=pa.RecordBatch.from_pydict({"customerNumber": pa.array(range(300), pa.int32())}),
+        products=pa.RecordBatch.from_pydict({"productCode": [f"S{product}" for product in range(7)]}),
+        taken_at=TAKEN_AT,
+    )
+    validated = validate_ratings(range_, CLASSICMODELS, "sqlite")
+    assert validated.dead_letters == ()
+    rows = validated.valid.ratings.to_pylist()
+    assert [(row["customerNumber"], int(row["productCode"][1:])) for row in rows] == sorted(keys)
+
+
 def test_an_invalid_row_does_not_make_a_valid_one_a_duplicate() -> None:
     valid, bad = check((103, "S1", 0), (103, "S1", 4))
     assert valid == [(103, "S1", 4)]
@@ -216,9 +245,9 @@ def test_a_customer_with_one_good_row_of_two_is_valid() -> None:
     customers = pa.RecordBatch.from_pydict(
         {"customerNumber": pa.array([103, 112, 103], pa.int32()), "creditLimit": [-1, 1, 5]}
     )
-    base = with_rules(ratings_range((103, "S1", 3)), credit={}, stock={"S1": 1})
+    base = with_rules(ratings_range((103, "S1", 3), (103, "S1", 9)), credit={}, stock={"S1": 1})
     validated = validate_ratings(dataclasses.replace(base, customers=customers), RULES, "sqlite")
-    assert rules_of(validated) == {"customers": ["out_of_range"]}
+    assert rules_of(validated) == {"ratings": ["rating_out_of_range"], "customers": ["out_of_range"]}
     assert validated.valid.ratings.num_rows == 1
     assert validated.valid.customers.column("creditLimit").to_pylist() == [5, 1]
 

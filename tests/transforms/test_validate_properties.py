@@ -30,16 +30,19 @@ NAMES = {"customers": "viewers", "products": "films", "ratings": "stars"}
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 
-VIEWERS = st.sampled_from([None, "", "a", "A", "b", "ü", "gone"])
-FILMS = st.sampled_from([None, 0, 1, 2, -1])
+# Mostly what is valid, or hardly a rating would be.
+VIEWERS = st.sampled_from(["a", "A", "b", "ü"]) | st.sampled_from([None, "", "gone", "a"])
+FILMS = st.sampled_from([0, 1, 2]) | st.sampled_from([None, -1, 0])
 TABLES = st.fixed_dictionaries(
     {
         "customers": st.lists(
-            st.fixed_dictionaries({"viewer": VIEWERS, "age": st.sampled_from([None, -1, 0, 2, 3])}),
+            st.fixed_dictionaries({"viewer": VIEWERS, "age": st.sampled_from([None, 0, 1, 2, -1, 3])}),
             max_size=8,
         ),
         "products": st.lists(
-            st.fixed_dictionaries({"film": FILMS, "genre": st.sampled_from([None, "noir", "war ", "x"])}),
+            st.fixed_dictionaries(
+                {"film": FILMS, "genre": st.sampled_from(["noir", "war ", "war", None, "x"])}
+            ),
             max_size=8,
         ),
         "ratings": st.lists(
@@ -47,7 +50,8 @@ TABLES = st.fixed_dictionaries(
                 {
                     "who": VIEWERS,
                     "what": FILMS,
-                    "stars": st.sampled_from([None, 0.0, -0.0, 0.5, 1.0, 2.0, 2.5, float("nan")]),
+                    "stars": st.sampled_from([0.5, 1.0, 1.5, 2.0])
+                    | st.sampled_from([None, 0.0, -0.0, 0.5, 2.5, float("nan")]),
                 }
             ),
             max_size=25,
@@ -127,8 +131,8 @@ def test_each_row_has_exactly_one_fate(tables: Tables, malformed: list[Malformed
 @settings(max_examples=150, deadline=None)
 def test_what_is_valid_keeps_every_rule_as_plain_python_says_it(tables: Tables) -> None:
     valid = validate_ratings(as_range(tables), SHOP, "sqlite").valid
-    viewers = {row["viewer"] for row in tables["customers"] if row["age"] in (None, 0, 2)} - {None, ""}
-    films = {row["film"] for row in tables["products"] if row["genre"] in ("noir", "war ")} - {None}
+    viewers = {row["viewer"] for row in tables["customers"] if row["age"] in (None, 0, 1, 2)} - {None, ""}
+    films = {row["film"] for row in tables["products"] if row["genre"] in ("noir", "war", "war ")} - {None}
     assert valid.customers.column(0).to_pylist() == sorted(viewers, key=str.encode)
     assert valid.products.column(0).to_pylist() == sorted(films)
     lowest: dict[tuple[str, int], float] = {}
