@@ -39,7 +39,7 @@ Mode = Literal["overwrite", "incremental"]
 
 _FORMAT = 2
 # What a second run over unchanged data writes anew: it does not make the data another.
-_OF_THE_RUN = {"run", "taken_at", "mode", "changes", "extras"}
+_OF_THE_RUN = {"run", "taken_at", "mode", "changes", "extras", "drift"}
 _LISTS = ("files", "dead_letters", "extras")
 
 
@@ -103,6 +103,7 @@ class Manifest:
       changes: partitions `added`, `rewritten`, `unchanged` and `removed` against the manifest before.
       accounts: table → `in`, `out` and `dead_letters`, each counted by itself.
       verification: how the snapshot was checked at the end of the run, in words.
+      drift: column → population stability index against the report before.
     """
 
     run: str
@@ -123,6 +124,7 @@ class Manifest:
     changes: dict[str, int] = dataclasses.field(default_factory=dict)
     accounts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     verification: str = ""
+    drift: dict[str, float] = dataclasses.field(default_factory=dict)
     code_version: str = __version__
     format: int = _FORMAT
 

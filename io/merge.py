@@ -126,8 +126,7 @@ def _key(batch: pa.RecordBatch, row: int, order: Sequence[str]) -> _Key:
 
 def _rows_before(limit: tuple[str, _Key], folder: str, batch: pa.RecordBatch, order: Sequence[str]) -> int:
     """Rows at the head of a batch that come before a row of another run; at least one."""
-    last = batch.num_rows - 1
-    if (folder, _key(batch, last, order)) < limit:
-        return batch.num_rows
-    rows: int = bisect.bisect_left(range(last + 1), limit[1], key=lambda row: _key(batch, row, order))
-    return max(1, rows)
+    rows: int = batch.num_rows
+    if (folder, _key(batch, rows - 1, order)) < limit:
+        return rows
+    return max(1, bisect.bisect_left(range(rows), limit[1], key=lambda row: _key(batch, row, order)))

@@ -8,14 +8,16 @@ from typing import Any, cast
 import apache_beam as beam
 
 from beamrec.io.account import Account, check_accounts, open_accounts
+from beamrec.io.data_report import DriftLimits, stage_report
 from beamrec.io.formats import FileOptions, Layout
-from beamrec.io.manifest import DataFile, FileFormat, LetterFile, Manifest, Mode
+from beamrec.io.manifest import DataFile, ExtraFile, FileFormat, LetterFile, Manifest, Mode
 from beamrec.io.partitions import BUCKET
 from beamrec.io.publish import publish, staging_folder
 from beamrec.io.staging import StageExamples, write_dead_letters
 from beamrec.io.store import open_store
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.ranges import EntityTally, SourceSnapshot
+from beamrec.schemas.report import Report
 from beamrec.schemas.shop import Shop
 
 __all__ = ["BeforePublish", "WriteTrainingFiles"]
@@ -31,8 +33,8 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
 
     Takes `{"examples": batches of training rows, "dead_letters": lists of DeadLetter, each of one table,
     "tallies": EntityTally of the customers and products of each range, "snapshot": one SourceSnapshot,
-    "checks": anything that `before_publish` wants}`, the last one if there is one, and gives the one
-    `Manifest` that stands in the folder afterwards.
+    "report": one Report, "checks": anything that `before_publish` wants}`, the last two if there are any, and
+    gives the one `Manifest` that stands in the folder afterwards.
 
     Attributes:
       output: path or URI of the output folder.
@@ -41,6 +43,7 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
       max_bad_fraction: dead letters by rows, of any table; above it nothing is published.
       files: format, partitions and mode.
       options: what the manifest says of the run's options.
+      drift: how the report is compared with that of the run before; None for not at all.
       before_publish: called once everything is staged and every row has its fate; picklable.
     """
 
@@ -50,6 +53,7 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
     max_bad_fraction: float
     files: FileOptions = dataclasses.field(default_factory=FileOptions)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    drift: DriftLimits | None = None
     before_publish: BeforePublish | None = None
 
     def __post_init__(self) -> None:
@@ -58,56 +62,42 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
     def expand(self, inputs: Any) -> Any:
         files = inputs["examples"] | "Stage examples" >> StageExamples(self.output, self.run, self._layout)
         letters = inputs["dead_letters"] | "Stage dead letters" >> beam.Map(self._stage_letters)
-        others = {name: inputs[name] for name in ("tallies", "snapshot", "checks") if name in inputs}
-        parts = {"files": files, "letters": letters, **others}
+        others = {name: inputs[name] for name in ("tallies", "snapshot")}
+        optional = {name: inputs[name] for name in ("report", "checks") if name in inputs}
+        parts = {"files": files, "letters": letters, **others, **optional}
         return (
             [pcoll | f"As {name}" >> beam.Map(_tagged, name) for name, pcoll in parts.items()]
             | "Parts" >> beam.Flatten()
             | "Together" >> beam.GroupByKey()
             | "All parts" >> beam.Values()
-            | "Publish" >> beam.Map(self._publish, with_tallies="tallies" in inputs)
+            | "Publish" >> beam.Map(self._publish)
         )
 
     def _stage_letters(self, letters: Sequence[DeadLetter]) -> LetterFile:
         return write_dead_letters(letters, open_store(self.output), staging_folder(self.run))
 
-    def _publish(self, tagged: Iterable[tuple[str, Any]], with_tallies: bool) -> Manifest:
-        parts = _by_name(tagged)
-        (snapshot,) = parts["snapshot"]
-        files: list[DataFile] = [file for staged in parts["files"] for file in staged]
-        accounts = self._accounts(snapshot, files, parts, with_tallies)
+    def _publish(self, tagged: Iterable[tuple[str, Any]]) -> Manifest:
+        parts = _Parts.of(tagged)
+        accounts = parts.accounts(self.shop)
         check_accounts(accounts, self.max_bad_fraction)
-        verification = self.before_publish(snapshot, parts["checks"]) if self.before_publish else ""
-        return publish(self.output, self._manifest(snapshot, files, parts["letters"], accounts, verification))
+        extras, drift = self._report(parts.report, accounts)
+        verification = self.before_publish(parts.snapshot, parts.checks) if self.before_publish else ""
+        manifest = dataclasses.replace(
+            self._manifest(parts, accounts), extras=extras, drift=drift, verification=verification
+        )
+        return publish(self.output, manifest)
 
-    def _accounts(
-        self,
-        snapshot: SourceSnapshot,
-        files: Iterable[DataFile],
-        parts: Mapping[str, list[Any]],
-        with_tallies: bool,
-    ) -> list[Account]:
-        ratings = self.shop.ratings.name
-        good = Counter({ratings: sum(file.rows for file in files)})
-        letters: list[LetterFile] = parts["letters"]
-        if not with_tallies:
-            return open_accounts(snapshot.counts, good, [each for each in letters if each.table == ratings])
-        for table in (self.shop.customers.name, self.shop.products.name):
-            good[table] += 0
-        tally: EntityTally
-        for tally in parts["tallies"]:
-            good[tally.table] += tally.valid
-        return open_accounts(snapshot.counts, good, letters)
+    def _report(
+        self, reports: Sequence[Report], accounts: Iterable[Account]
+    ) -> tuple[tuple[ExtraFile, ...], dict[str, float]]:
+        if not reports:
+            return (), {}
+        letters = {account.table: account.letters for account in accounts}
+        store, folder = open_store(self.output), staging_folder(self.run)
+        return stage_report(reports[0], letters, self.drift, store, folder)
 
-    def _manifest(
-        self,
-        snapshot: SourceSnapshot,
-        files: Iterable[DataFile],
-        letters: Iterable[LetterFile],
-        accounts: Iterable[Account],
-        verification: str,
-    ) -> Manifest:
-        columns = self._layout.columns
+    def _manifest(self, parts: "_Parts", accounts: Iterable[Account]) -> Manifest:
+        snapshot, columns = parts.snapshot, self._layout.columns
         of_paths = {name: snapshot.types[name] for name in columns if name != BUCKET}
         return Manifest(
             run=self.run,
@@ -119,22 +109,41 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
             partition_columns=columns,
             types={**of_paths, **snapshot.types},
             options=dict(self.options),
-            files=tuple(sorted(files, key=lambda file: file.path)),
-            dead_letters=tuple(sorted(letters, key=lambda letter: letter.path)),
+            files=tuple(sorted(parts.files, key=lambda file: file.path)),
+            dead_letters=tuple(sorted(parts.letters, key=lambda letter: letter.path)),
             file_format=cast(FileFormat, self.files.format),
             buckets=self.files.buckets,
             mode=cast(Mode, self.files.mode),
             accounts={account.table: account.to_dict() for account in accounts},
-            verification=verification,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Everything that a run gave, sorted by what it is."""
+
+    snapshot: SourceSnapshot
+    files: list[DataFile]
+    letters: list[LetterFile]
+    tallies: list[EntityTally]
+    report: list[Report]
+    checks: list[Any]
+
+    @classmethod
+    def of(cls, tagged: Iterable[tuple[str, Any]]) -> "_Parts":
+        found: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(cls)}
+        for name, part in tagged:
+            found[name] += part if name == "files" else [part]
+        (snapshot,) = found.pop("snapshot")
+        return cls(snapshot, **found)
+
+    def accounts(self, shop: Shop) -> list[Account]:
+        good = Counter(dict.fromkeys((shop.ratings.name, shop.customers.name, shop.products.name), 0))
+        good[shop.ratings.name] += sum(file.rows for file in self.files)
+        for tally in self.tallies:
+            good[tally.table] += tally.valid
+        return open_accounts(self.snapshot.counts, good, self.letters)
 
 
 def _tagged(part: Any, name: str) -> tuple[int, tuple[str, Any]]:
     return 0, (name, part)
-
-
-def _by_name(tagged: Iterable[tuple[str, Any]]) -> Mapping[str, list[Any]]:
-    parts: dict[str, list[Any]] = {name: [] for name in ("files", "letters", "tallies", "snapshot", "checks")}
-    for name, part in tagged:
-        parts[name].append(part)
-    return parts

@@ -10,13 +10,16 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from beamrec.io.data_report import DriftLimits
 from beamrec.io.formats import FileOptions
 from beamrec.io.manifest import TRAINING_FOLDER, Manifest, count_published, open_training, read_manifest
 from beamrec.io.partitioned import WriteTrainingFiles
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.ranges import EntityTally, SourceSnapshot
+from beamrec.schemas.report import Categories, ColumnProfile, EntityProfile, Report
 from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
+from beamrec.transforms.drift import check_drift, drift
 
 SHOP = Shop(
     name="films",
@@ -26,6 +29,7 @@ SHOP = Shop(
 )
 TYPES = {"k": "int32", "town": "string", "film": "string", "v": "int8"}
 VIEWERS, FILMS = 10, 3
+TALLIES = (EntityTally("viewers", 4), EntityTally("viewers", 6), EntityTally("films", 3))
 
 
 def snapshot(rows: int) -> SourceSnapshot:
@@ -58,12 +62,9 @@ def write(
     batches: Sequence[pa.RecordBatch],
     rows: int,
     letters: Sequence[list[DeadLetter]] = (),
-    tallies: Sequence[EntityTally] = (
-        EntityTally("viewers", 4),
-        EntityTally("viewers", 6),
-        EntityTally("films", 3),
-    ),
+    tallies: Sequence[EntityTally] = TALLIES,
     checks: Sequence[str] = (),
+    reports: Sequence[Report] = (),
     **sink: Any,
 ) -> Manifest:
     """Runs the sink and returns what it published."""
@@ -74,6 +75,7 @@ def write(
             "dead_letters": pipeline | "l" >> beam.Create(letters),
             "tallies": pipeline | "t" >> beam.Create(tallies),
             "checks": pipeline | "c" >> beam.Create(checks),
+            "report": pipeline | "r" >> beam.Create(reports),
             "snapshot": pipeline | "s" >> beam.Create([snapshot(rows)]),
         } | WriteTrainingFiles(str(output), **options)
     manifest = read_manifest(str(output))
@@ -168,6 +170,49 @@ def test_a_check_that_fails_leaves_what_stood_there(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="got \\['b'\\]"):
         write(tmp_path, [batch([1])], 1, checks=["b"], before_publish=_compare, run="second")
     assert published(tmp_path) == expected([1, 2])
+
+
+def report(rows: int, towns: int) -> Report:
+    """A report of so many rows, half of them from each of so many towns."""
+    top = tuple((f"T{number}", rows // towns) for number in range(towns))
+    town = ColumnProfile("viewers", "town", rows, 0, 0, 0, Categories(towns, 1, top))
+    viewers, films = (EntityProfile(t.name, 10, 5, 2, 1, 0.1, ()) for t in (SHOP.customers, SHOP.products))
+    return Report("films", "2026-11-22T07:59:59.999+00:00", rows, ((1.0, rows),), viewers, films, (town,))
+
+
+def test_the_report_is_published_with_the_data_and_compared_with_the_one_before(tmp_path: Path) -> None:
+    limits = DriftLimits(drift, check_drift, warn=0.1, fail=0.5)
+    first = write(tmp_path, [batch([1])], 1, reports=[report(100, 2)], drift=limits)
+    assert {file.path for file in first.extras} == {"_report.json", "_report.html"}
+    assert first.drift == {}
+    assert Report.from_json((tmp_path / "_report.json").read_bytes(), "") == report(100, 2)
+    with pytest.raises(BadDataError, match=r"column town drifted .* \(--drift-fail\)"):
+        write(tmp_path, [batch([2])], 1, reports=[report(100, 20)], drift=limits, run="second")
+    assert published(tmp_path) == expected([1])
+    assert Report.from_json((tmp_path / "_report.json").read_bytes(), "") == report(100, 2)
+    third = write(tmp_path, [batch([2])], 1, [], reports=[report(120, 2)], drift=limits, run="third")
+    assert third.drift == drift(report(100, 2), report(120, 2))
+    assert Report.from_json((tmp_path / "_report.json").read_bytes(), "") == report(120, 2)
+    page = (tmp_path / "_report.html").read_text()
+    assert "compared with" in page
+    count_published(str(tmp_path))
+
+
+def test_a_column_that_moved_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = DriftLimits(drift, check_drift, warn=0.1)
+    write(tmp_path, [batch([1])], 1, reports=[report(100, 2)], drift=limits)
+    assert "drifted" not in caplog.text
+    write(tmp_path, [batch([2])], 1, reports=[report(100, 20)], drift=limits, run="second")
+    assert "column town drifted since the previous run" in caplog.text
+
+
+def test_a_report_of_another_version_is_no_reason_not_to_publish(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "_report.json").write_text('{"format": 99}')
+    limits = DriftLimits(drift, check_drift, fail=0)
+    assert write(tmp_path, [batch([1])], 1, reports=[report(100, 2)], drift=limits).drift == {}
+    assert "no comparison with the previous run" in caplog.text
 
 
 def by_parity(viewer: int) -> str | None:
@@ -272,6 +317,7 @@ def test_the_sink_gives_the_manifest(tmp_path: Path) -> None:
         manifests = {
             "examples": pipeline | "b" >> beam.Create([batch([1])]),
             "dead_letters": pipeline | "l" >> beam.Create([]),
+            "tallies": pipeline | "t" >> beam.Create(TALLIES),
             "snapshot": pipeline | "s" >> beam.Create([snapshot(1)]),
         } | WriteTrainingFiles(str(tmp_path), "run", SHOP, 0)
         assert_that(manifests | beam.Map(lambda each: (each.run, each.rows)), equal_to([("run", 1)]))
