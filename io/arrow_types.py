@@ -104,7 +104,18 @@ def to_array(values: Sequence[object] | pa.Array, type_: pa.DataType) -> pa.Arra
     array = values if isinstance(values, pa.Array) else pa.array(values)
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.int8())
-    return pc.cast(array, type_)
+    cast = pc.cast(array, type_)
+    if pa.types.is_decimal(type_):
+        _refuse_overflow(array, type_)
+    return cast
+
+
+def _refuse_overflow(numbers: pa.Array, type_: pa.DataType) -> None:
+    """Arrow scales decimals modulo 2**128 or 2**256: a number far too large may come out as another one."""
+    limit = 10.0 ** (type_.precision - type_.scale)
+    largest = pc.max(pc.abs(pc.cast(numbers, pa.float64()))).as_py()
+    if largest is not None and largest > 1.5 * limit:
+        raise pa.ArrowInvalid(f"a number does not fit into {type_}")
 
 
 def misfits(values: Sequence[object] | pa.Array, type_: pa.DataType) -> Iterator[int]:

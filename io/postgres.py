@@ -3,9 +3,10 @@
 import dataclasses
 import logging
 import os
+import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -16,29 +17,55 @@ import psycopg2.extensions
 from beamrec.io import embedded
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["PASSWORD_VARIABLES", "Database", "connect", "connection_options", "default_uri", "resolve_uri"]
+__all__ = [
+    "NETWORK_OPTIONS",
+    "PASSWORD_VARIABLES",
+    "Database",
+    "connect",
+    "connection_options",
+    "default_uri",
+    "refusal_hint",
+    "resolve_uri",
+]
 
 PASSWORD_VARIABLES = ("BEAMREC_VECTOR_DB_PASSWORD", "VECTOR_DB_PASSWORD")
 """Environment variables that may hold the password, the first one set wins; the second is the course's."""
 
-_CONNECT_SECONDS = 10
+NETWORK_OPTIONS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""libpq's options against a network that goes silent: seconds, the last one milliseconds."""
+
 _STATEMENT_SECONDS = 600  # a load builds an index in one statement
 _LOCK_SECONDS = 60
 _MAX_BACKOFF_SECONDS = 10.0
 _QUERY_OPTIONS = frozenset(
     {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "application_name"}
 )
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-# libpq reports a refused login only as text; waiting does not mend these.
-_REFUSED = (
-    "password authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "certificate",
-    "does not exist",
-    "permission denied",
-    "does not support SSL",
+# Where the systems keep one file of root certificates: Debian and Alpine, Red Hat, SUSE.
+_ROOT_CERTIFICATES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
 )
+# libpq reports a refused login only as text; waiting does not mend these.
+_REFUSALS = {
+    "authentication failed": "check the user and the password",
+    "no password supplied": "check the user and the password",
+    "not permitted to log in": "check the user",
+    "pg_hba.conf": "the server's pg_hba.conf must allow this user, database, host and encryption",
+    "certificate": "check the server's certificate, its name, and the authority that sslrootcert= names",
+    "does not exist": "check the database name and the user",
+    "permission denied": "grant the user CONNECT on the database",
+    "not currently accepting connections": "the database is closed to logins; ask who runs it",
+    "does not support SSL": "enable TLS on the server, or say sslmode=disable if the network is trusted",
+}
 
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -54,55 +81,90 @@ def resolve_uri(uri: str, home: str | os.PathLike[str]) -> str:
     return default_uri(home) if uri == "embedded:" else uri
 
 
-def connection_options(uri: str) -> dict[str, str]:
+def connection_options(
+    uri: str,
+    option: str = "--vector-db",
+    password_variable: str = PASSWORD_VARIABLES[0],
+    more: Collection[str] = (),
+) -> dict[str, str]:
     """libpq's options for `postgresql://user@host:port/db?…`; the password is not among them.
 
     Off the loopback and Unix sockets the server's certificate and host name are verified, unless the URI
     itself says another `sslmode`.
 
+    Args:
+      uri: where to connect.
+      option: the flag that it came from, for messages.
+      password_variable: where the password belongs, for messages.
+      more: options of the query that are not libpq's; they are in the answer.
+
     Raises:
       UsageError: it is no such URI, holds a password, or an option that is not known.
     """
     parts = urlsplit(uri)
-    where = "--vector-db"
     if parts.scheme not in ("postgresql", "postgres"):
         raise UsageError(
-            f"{where}: expected postgresql://user@host:port/db or embedded:, got a URI of scheme "
+            f"{option}: expected postgresql://user@host:port/db or embedded:, got a URI of scheme "
             f"{parts.scheme or '(none)'!r}"
         )
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.password or "password" in query:
         raise UsageError(
-            f"{where}: the URI holds a password; take it out and put it into {PASSWORD_VARIABLES[0]}"
+            f"{option}: the URI holds a password; take it out and put it into {password_variable}"
         )
-    unknown = sorted(set(query) - _QUERY_OPTIONS)
+    known = _QUERY_OPTIONS | set(more)
+    unknown = sorted(set(query) - known)
     if unknown:
+        raise UsageError(f"{option}: unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    if query.get("sslmode", "disable") not in _SSL_MODES:
         raise UsageError(
-            f"{where}: unknown option {unknown[0]!r}; known are {', '.join(sorted(_QUERY_OPTIONS))}"
+            f"{option}: sslmode: expected one of {', '.join(_SSL_MODES)}, got {query['sslmode']!r}"
         )
     try:
         port = str(parts.port or 5432)
     except ValueError:
         raise UsageError(
-            f"{where}: the port is not a number; expected postgresql://user@host:port/db"
+            f"{option}: the port is not a number; expected postgresql://user@host:port/db"
         ) from None
-    options = {
-        "host": parts.hostname or "localhost",
-        "port": port,
-        "user": unquote(parts.username or "postgres"),
-        "dbname": unquote(parts.path.lstrip("/")) or "postgres",
-        "application_name": "beamrec",
-    } | query
+    return _verified(
+        {
+            "host": parts.hostname or "localhost",
+            "port": port,
+            "user": unquote(parts.username or "postgres"),
+            "dbname": unquote(parts.path.lstrip("/")) or "postgres",
+            "application_name": "beamrec",
+        }
+        | query
+    )
+
+
+def _verified(options: dict[str, str]) -> dict[str, str]:
+    """Adds what verifies the server: always off the loopback, elsewhere if the URI asks for it."""
     if not options["host"].startswith("/") and options["host"] not in _LOOPBACK:
         options.setdefault("sslmode", "verify-full")
-        if options["sslmode"].startswith("verify") and not _own_root_certificates():
-            options.setdefault("sslrootcert", "system")
+    if options.get("sslmode", "").startswith("verify") and not _own_root_certificates():
+        options.setdefault("sslrootcert", _root_certificates())
     return options
 
 
 def _own_root_certificates() -> bool:
     """Whether libpq finds root certificates by itself, as its documentation says."""
     return bool(os.environ.get("PGSSLROOTCERT")) or Path("~/.postgresql/root.crt").expanduser().exists()
+
+
+def _root_certificates() -> str:
+    """The system's root certificates as a file.
+
+    libpq's own word for them, `system`, finds none: the library inside psycopg2-binary looks for them in
+    the folder that it was built in.
+    """
+    candidates = (ssl.get_default_verify_paths().cafile, *_ROOT_CERTIFICATES)
+    return next((path for path in candidates if path and Path(path).is_file()), "system")
+
+
+def refusal_hint(message: str) -> str | None:
+    """What to do about a login that the server, or TLS, refused; None if waiting may mend it."""
+    return next((hint for text, hint in _REFUSALS.items() if text in message), None)
 
 
 def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.connection:
@@ -126,11 +188,7 @@ def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.co
         return psycopg2.connect(
             **options,
             **({"password": password} if password else {}),
-            connect_timeout=_CONNECT_SECONDS,
-            keepalives_idle=30,
-            keepalives_interval=10,
-            keepalives_count=3,
-            tcp_user_timeout=60_000,
+            **NETWORK_OPTIONS,
             options=f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout={_LOCK_SECONDS}s "
             "-c timezone=UTC",
         )
@@ -147,7 +205,7 @@ def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.co
 def _may_pass(error: Exception) -> bool:
     """Whether waiting can mend the error: an outage, a restart, a full disk, a deadlock; not a refusal."""
     if isinstance(error, UnavailableError):
-        return not any(reason in str(error) for reason in _REFUSED)
+        return refusal_hint(str(error)) is None
     return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
 
 

@@ -20,6 +20,7 @@ _MODULES: dict[Kind, dict[str, str]] = {
     "tables": {
         "sqlite": "beamrec.io.sqlite",
         "mysql": "beamrec.io.mysql",
+        "postgresql": "beamrec.io.postgres_tables",
     },
     "events": {
         "": "beamrec.io.event_files",

@@ -159,8 +159,8 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
 
 
 @pytest.fixture(scope="session")
-def tls_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MariaDB, Path]]:
-    """A second server that speaks TLS as `localhost`, and the file of the authority that vouches for it."""
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an authority (`ca.pem`) and of the server `localhost` that it vouches for (`cert`, `key`)."""
     folder = tmp_path_factory.mktemp("tls")
     make = [_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     authority = ["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"]
@@ -169,8 +169,16 @@ def tls_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mari
     files = ["-keyout", "key.pem", "-out", "cert.pem"]
     for arguments in (authority, [*server_name, *signed, *files]):
         subprocess.run([*make, *arguments], cwd=folder, check=True, capture_output=True)
-    with _serve(folder, f"--ssl-cert={folder}/cert.pem", f"--ssl-key={folder}/key.pem") as server:
-        yield server, folder / "ca.pem"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tls_mariadb(certificates: Path) -> Iterator[tuple[MariaDB, Path]]:
+    """A second server that speaks TLS as `localhost`, and the file of the authority that vouches for it."""
+    with _serve(
+        certificates, f"--ssl-cert={certificates}/cert.pem", f"--ssl-key={certificates}/key.pem"
+    ) as server:
+        yield server, certificates / "ca.pem"
 
 
 @pytest.fixture
