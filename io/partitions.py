@@ -5,7 +5,6 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,8 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # stumble over the others.
 _UNREADABLE = re.compile(r"^[_.]|[=%?/\\\x00-\x1f\x7f]")
 _MAX_NAME_BYTES = 255
+# Other characters stay as they are: Spark decodes %C3%9F to two characters, the others to one.
+_ESCAPED = re.compile(r"[\x00-\x7f](?<![A-Za-z0-9_.~-])")
 
 
 def check_partition_columns(columns: Sequence[str], option: str) -> None:
@@ -87,8 +88,8 @@ def add_buckets(batch: pa.RecordBatch, key: str, buckets: int) -> pa.RecordBatch
 def split_partitions(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The rows of each partition under its folder, such as `country=Norway/city=Oslo`.
 
-    Values are percent-encoded, NULL is `__HIVE_DEFAULT_PARTITION__`. The order of rows within a partition
-    is kept, and nothing is copied where the rows of each partition stand together already.
+    ASCII characters with a meaning are percent-encoded, NULL is `__HIVE_DEFAULT_PARTITION__`. The order of
+    rows within a partition is kept, and nothing is copied where the rows of each partition stand together already.
 
     Args:
       batch: all columns.
@@ -147,7 +148,7 @@ def _escape(column: str, value: Any) -> str:
     if value is None:
         return _HIVE_NULL
     text = value if isinstance(value, str) else _text(value)
-    escaped = quote(text, safe="")
+    escaped = _ESCAPED.sub(lambda match: f"%{ord(match.group()):02X}", text)
     if not text or text == _HIVE_NULL:
         raise BadDataError(
             f"column {column}: {text!r} as a partition value reads as NULL, or not at all, in some readers; "

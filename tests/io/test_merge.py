@@ -43,7 +43,7 @@ def expected(all_rows: Sequence[Row]) -> list[tuple[str, list[Any]]]:
     folders: dict[str, list[Any]] = {}
     for customer, country, product in sorted(all_rows, key=lambda row: (row[0], row[2])):
         record = {"customer": customer, "country": country, "product": product}
-        folders.setdefault(f"country={country.replace('Ä', '%C3%84')}", []).append(record)
+        folders.setdefault(f"country={country}", []).append(record)
     return sorted(folders.items())
 
 
