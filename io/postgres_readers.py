@@ -198,8 +198,7 @@ def _password(secret: str | None) -> str:
         from beamrec.io.secrets import read_secret  # cloud libraries, only where they are asked for
 
         password = read_secret(secret, "--source-secret")
-    try:
-        password.encode()
-    except UnicodeEncodeError:
-        raise UsageError("--source: the password is not UTF-8; PostgreSQL expects it to be") from None
+    # What is not UTF-8 in the environment comes as surrogates.
+    if "\0" in password or any("\ud800" <= character <= "\udfff" for character in password):
+        raise UsageError("--source: the password holds a NUL or is not UTF-8; PostgreSQL takes no such one")
     return password

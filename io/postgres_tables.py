@@ -309,8 +309,8 @@ def _text(data: bytes) -> str | bytes:
 
 
 def table_names(connection: Connection) -> set[str]:
-    """Names of the tables and views, in lower case."""
-    return {name.lower() for rows in fetch(connection, _TABLES) for (name,) in rows}
+    """Names of the tables and views as the server spells them: two may differ in case only."""
+    return {name for rows in fetch(connection, _TABLES) for (name,) in rows}
 
 
 def write_table(

@@ -1,12 +1,8 @@
 """PostgreSQL's side of the bounded source, against a real server."""
 
-import contextlib
 import dataclasses
 import datetime as dt
 import decimal
-import socket
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +13,7 @@ from hypothesis import strategies as st
 
 from beamrec.io import postgres_tables as tables
 from beamrec.io.arrow_types import to_array
-from beamrec.io.backend import Access, ConnectionLostError, Query
+from beamrec.io.backend import ConnectionLostError, Query
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 
 pytestmark = pytest.mark.usefixtures("source_password")
@@ -74,18 +70,6 @@ def database(postgresql: Any) -> str:
     return name
 
 
-@pytest.fixture
-def three_rows(postgresql: Any, database: str) -> Access:
-    """A database with a table `t` of three rows, read by two connections."""
-    create(postgresql, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1), (2), (3)")
-    return Access(postgresql.uri(database))
-
-
-def create(postgresql: Any, *statements: str, owner: str = "shop") -> None:
-    """Runs statements in the database `scratch`; what they make belongs to `owner`."""
-    postgresql.execute(f"SET ROLE {owner}", *statements, database="scratch")
-
-
 def read(uri: str, table: str, column: str, bulk: bool = True) -> pa.Array:
     """One column as the source reads it, in the order of `id`."""
     with tables.connect(uri) as connection:
@@ -94,17 +78,6 @@ def read(uri: str, table: str, column: str, bulk: bool = True) -> pa.Array:
         columns = tables.read(connection, query, bulk)
     ids, values = (to_array(each, types[name]) for each, name in zip(columns, ("id", column), strict=True))
     return values.take(pc.sort_indices(ids))
-
-
-def count(connection: Any) -> str:
-    """`COUNT(*)` of the table `t`."""
-    ((answer,),) = next(tables.fetch(connection, "SELECT COUNT(*) FROM t"))
-    return str(answer)
-
-
-def process(connection: Any) -> int:
-    """Number of the server's process."""
-    return int(connection.info.backend_pid)
 
 
 @pytest.mark.parametrize("bulk", [True, False], ids=["copied", "row by row"])
@@ -119,8 +92,7 @@ def test_every_type_is_read_exactly(
     bulk: bool,
 ) -> None:
     rows = ", ".join(f"({number}, {value})" for number, value in enumerate(sql))
-    create(
-        postgresql,
+    postgresql.execute_as_shop(
         "CREATE TYPE colour AS ENUM ('red')",
         "CREATE DOMAIN rating AS smallint CHECK (VALUE BETWEEN 1 AND 5)",
         f"CREATE TABLE t (id int PRIMARY KEY, v {declared})",
@@ -147,7 +119,7 @@ def test_every_type_is_read_exactly(
 def test_a_value_that_arrow_cannot_hold_comes_as_it_is(
     postgresql: Any, database: str, declared: str, value: str, shown: str, bulk: bool
 ) -> None:
-    create(postgresql, f"CREATE TABLE t (id int, v {declared})", f"INSERT INTO t VALUES (1, {value})")  # noqa: S608
+    postgresql.execute_as_shop(f"CREATE TABLE t (id int, v {declared})", f"INSERT INTO t VALUES (1, {value})")  # noqa: S608
     with tables.connect(postgresql.uri(database)) as connection:
         types = tables.column_types(connection, "t")
         ids, values = tables.read(connection, Query("t", tuple(types.items())), bulk)
@@ -176,8 +148,7 @@ def test_text_that_is_not_utf_8_comes_as_bytes(postgresql: Any, bulk: bool) -> N
 @pytest.mark.parametrize("name", ['we"ird', "%s", "order", "a'b;--", "Größe", "MSRP"])
 def test_hostile_names_are_names(postgresql: Any, database: str, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
-    create(
-        postgresql,
+    postgresql.execute_as_shop(
         f"CREATE TABLE {quoted} (id int PRIMARY KEY, {quoted} int)",
         f"INSERT INTO {quoted} VALUES (1, 7), (2, 8)",  # noqa: S608
     )
@@ -192,7 +163,7 @@ def test_hostile_names_are_names(postgresql: Any, database: str, name: str) -> N
 
 
 def test_conditions_take_any_text(postgresql: Any, database: str) -> None:
-    create(postgresql, "CREATE TABLE t (v text)", "INSERT INTO t VALUES (E'\\\\%s''\"'), ('b')")
+    postgresql.execute_as_shop("CREATE TABLE t (v text)", "INSERT INTO t VALUES (E'\\\\%s''\"'), ('b')")
     with tables.connect(postgresql.uri(database)) as connection:
         query = Query("t", (("v", pa.string()),), '"v" = %s', ("\\%s'\"",))
         assert [
@@ -235,8 +206,7 @@ def test_copied_rows_are_the_rows(postgresql: Any, rows: list[tuple[str | None, 
 
 
 def test_a_column_alone_keeps_its_nulls_and_huge_values(postgresql: Any, database: str) -> None:
-    create(
-        postgresql,
+    postgresql.execute_as_shop(
         "CREATE TABLE t (v text)",
         "INSERT INTO t SELECT repeat(E'a\"\\n', 1000000) FROM generate_series(1, 4)",
         "INSERT INTO t VALUES (NULL), ('')",
@@ -249,8 +219,7 @@ def test_a_column_alone_keeps_its_nulls_and_huge_values(postgresql: Any, databas
 def test_views_and_partitions_are_tables_and_schemas_are_chosen_in_the_uri(
     postgresql: Any, database: str
 ) -> None:
-    create(
-        postgresql,
+    postgresql.execute_as_shop(
         'CREATE SCHEMA "Sales"',
         'CREATE TABLE "Sales".t (id int, v int) PARTITION BY LIST (id)',
         'CREATE TABLE "Sales".t1 PARTITION OF "Sales".t DEFAULT',
@@ -265,139 +234,16 @@ def test_views_and_partitions_are_tables_and_schemas_are_chosen_in_the_uri(
     assert read(f"{uri}?schema=Sales", "w", "v").to_pylist() == [11]
     assert read(uri, "M", "v").to_pylist() == [2]
     with tables.connect(f"{uri}?schema=Sales") as connection:
-        assert tables.table_names(connection) == {"t", "t1", "w", "m"}
+        assert tables.table_names(connection) == {"t", "t1", "w", "M"}
     with pytest.raises(
         UsageError, match=r"expected a table none.*in the schemas \"Sales\", public; .*--shop"
     ):
         read(f"{uri}?schema=Sales", "none", "v")
 
 
-@pytest.mark.parametrize(("mode", "readers"), [("auto", 3), ("shared", 2), ("connection", 3), ("auto", 1)])
-def test_all_readers_see_one_moment(postgresql: Any, three_rows: Access, mode: Any, readers: int) -> None:
-    access = dataclasses.replace(three_rows, mode=mode, readers=readers)
-    with tables.connect(access.uri) as connection, contextlib.ExitStack() as stack:
-        assert count(connection) == "3"
-        postgresql.execute("DELETE FROM t WHERE id = 1", database="scratch")
-        snapshot = tables.open_snapshot(stack, access, connection, ["t"])
-        assert len(snapshot.readers) == (1 if mode == "connection" else readers)
-        assert not snapshot.verify
-        postgresql.execute("DELETE FROM t", database="scratch")
-        assert [count(reader) for reader in snapshot.readers] == ["2"] * len(snapshot.readers)
-        if mode == "connection":
-            assert snapshot.token is None
-            assert count(tables.reconnect(stack, access, None)) == "0"
-            return
-        assert "pg_export_snapshot" in snapshot.method
-        # Every reader is lost, and replaced in the same snapshot.
-        for reader in snapshot.readers:
-            postgresql.terminate(process(reader))
-            with pytest.raises(ConnectionLostError):
-                count(reader)
-            tables.close(reader)
-            assert count(tables.reconnect(stack, access, snapshot.token)) == "2"
-    connected = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'scratch'"
-    assert postgresql.execute(f"SELECT pg_sleep(0.2); {connected}") == [(0,)]
-
-
-def test_a_snapshot_whose_keeper_is_gone_is_gone(postgresql: Any, three_rows: Access) -> None:
-    with tables.connect(three_rows.uri) as connection, contextlib.ExitStack() as stack:
-        snapshot = tables.open_snapshot(stack, three_rows, connection, ["t"])
-        readers = {process(reader) for reader in snapshot.readers}
-        everyone = postgresql.execute("SELECT pid FROM pg_stat_activity WHERE datname = 'scratch'")
-        (keeper,) = {pid for (pid,) in everyone} - readers
-        postgresql.terminate(keeper)
-        assert [count(reader) for reader in snapshot.readers] == ["3", "3"]
-        with pytest.raises(UnavailableError, match="the shared snapshot is gone") as caught:
-            tables.reconnect(stack, three_rows, snapshot.token)
-        assert not isinstance(caught.value, ConnectionLostError)
-        postgresql.execute("DELETE FROM t", database="scratch")
-        assert count(tables.reconnect(stack, three_rows, None)) == "0"
-        with pytest.raises(UnavailableError, match="the shared snapshot is gone"):
-            tables.reconnect(stack, three_rows, "no snapshot's name")
-
-
-def test_checksums_see_each_statement_anew(postgresql: Any, three_rows: Access) -> None:
-    access = dataclasses.replace(three_rows, mode="checksums", readers=3)
-    with tables.connect(access.uri) as connection, contextlib.ExitStack() as stack:
-        snapshot = tables.open_snapshot(stack, access, connection, ["t"])
-        assert (len(snapshot.readers), snapshot.token, snapshot.verify) == (3, None, True)
-        readers = [*snapshot.readers, tables.reconnect(stack, access, None)]
-        assert [count(reader) for reader in readers] == ["3"] * 4
-        postgresql.execute("DELETE FROM t WHERE id = 1", database="scratch")
-        assert [count(reader) for reader in readers] == ["2"] * 4
-
-
-@pytest.fixture
-def few_connections(postgresql: Any) -> Iterator[None]:
-    """`shop` may hold three connections."""
-    postgresql.execute("ALTER ROLE shop CONNECTION LIMIT 3")
-    yield
-    postgresql.execute("ALTER ROLE shop CONNECTION LIMIT -1")
-
-
-@pytest.mark.usefixtures("few_connections")
-def test_a_server_with_little_room_gives_fewer_readers(three_rows: Access) -> None:
-    access = dataclasses.replace(three_rows, readers=8)
-    with tables.connect(access.uri) as connection, contextlib.ExitStack() as stack:
-        assert len(tables.open_snapshot(stack, access, connection, ["t"]).readers) == 2
-        with pytest.raises(ConnectionLostError, match="too many connections"), tables.connect(access.uri):
-            pass
-    with (
-        tables.connect(access.uri) as connection,
-        tables.connect(access.uri),
-        tables.connect(access.uri),
-        contextlib.ExitStack() as stack,
-    ):
-        snapshot = tables.open_snapshot(stack, access, connection, ["t"])
-        assert (snapshot.method, snapshot.readers) == ("one connection, REPEATABLE READ", (connection,))
-        with pytest.raises(ConnectionLostError, match="too many connections"):
-            tables.open_snapshot(stack, dataclasses.replace(access, mode="shared"), connection, ["t"])
-
-
-def test_a_role_with_settings_of_its_own_reads_the_same(postgresql: Any, database: str) -> None:
-    settings_ = {
-        "datestyle": "'German'",
-        "timezone": "'Asia/Tokyo'",
-        "extra_float_digits": "0",
-        "statement_timeout": "'50ms'",
-        "idle_in_transaction_session_timeout": "'50ms'",
-        "transaction_timeout": "'50ms'",
-        "bytea_output": "'escape'",
-        "client_encoding": "'LATIN1'",
-        "default_transaction_isolation": "'serializable'",
-    }
-    create(
-        postgresql,
-        "CREATE TABLE t (id int, d date, z timestamptz, f float8, b bytea, v text)",
-        "INSERT INTO t VALUES (1, '2004-02-29', '2004-02-29 21:59:59.5+00', 0.1, '\\x00ff', '🚗')",
-        "GRANT SELECT ON t TO reader",
-    )
-    for name, value in settings_.items():
-        postgresql.execute(f"ALTER ROLE reader IN DATABASE scratch SET {name} = {value}")
-    with tables.connect(postgresql.uri(database, "reader")) as connection:
-        types = tables.column_types(connection, "t")
-        list(tables.fetch(connection, "SELECT pg_sleep(0.1)"))
-        columns = tables.read(connection, Query("t", tuple(types.items())), True)
-    row = [to_array(*each).to_pylist()[0] for each in zip(columns, types.values(), strict=True)]
-    assert row == [1, dt.date(2004, 2, 29), INSTANT, 0.1, b"\x00\xff", "🚗"]
-
-
-def test_a_user_who_may_only_read_suffices(postgresql: Any, three_rows: Access) -> None:
-    create(postgresql, "GRANT SELECT ON t TO reader")
-    access = Access(postgresql.uri("scratch", "reader"), mode="shared", readers=3)
-    with tables.connect(access.uri) as connection, contextlib.ExitStack() as stack:
-        assert tables.column_types(connection, "t") == {"id": pa.int32()}
-        snapshot = tables.open_snapshot(stack, access, connection, ["t"])
-        query = Query("t", (("id", pa.int32()),))
-        for reader in snapshot.readers:
-            assert sorted(tables.read(reader, query, True)[0].to_pylist()) == [1, 2, 3]
-        with pytest.raises(UnavailableError, match="read-only transaction"):
-            list(tables.fetch(connection, "SELECT lo_creat(-1)"))
-
-
 def test_a_user_without_rights_is_told_what_to_grant(postgresql: Any, database: str) -> None:
-    create(
-        postgresql, "CREATE TABLE t (id int, open int, secret int)", "GRANT SELECT (id, open) ON t TO reader"
+    postgresql.execute_as_shop(
+        "CREATE TABLE t (id int, open int, secret int)", "GRANT SELECT (id, open) ON t TO reader"
     )
     uri = postgresql.uri(database, "reader")
     assert read(uri, "t", "open").to_pylist() == []
@@ -407,7 +253,7 @@ def test_a_user_without_rights_is_told_what_to_grant(postgresql: Any, database: 
         ) as caught:
             read(uri, "t", "secret", bulk)
         assert not isinstance(caught.value, ConnectionLostError)
-    create(postgresql, "CREATE SCHEMA closed", "CREATE TABLE closed.u (id int)")
+    postgresql.execute_as_shop("CREATE SCHEMA closed", "CREATE TABLE closed.u (id int)")
     with pytest.raises(UsageError, match="grant the user USAGE on the schema and SELECT"):
         read(f"{uri}?schema=closed", "u", "id")
 
@@ -434,97 +280,12 @@ def test_what_is_written_is_read_back_and_all_or_nothing(postgresql: Any, databa
     assert read(uri, 't"%', "d").to_pylist() == [decimal.Decimal("1.10"), None]
 
 
-def test_a_wrong_password_says_where_it_comes_from(postgresql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BEAMREC_SOURCE_PASSWORD", "hunter2")
-    with pytest.raises(UnavailableError, match=r"authentication failed.*BEAMREC_SOURCE_PASSWORD") as caught:
-        read(postgresql.uri("postgres"), "t", "v")
-    assert "hunter2" not in str(caught.value)
-    assert not isinstance(caught.value, ConnectionLostError)
-
-
-def test_the_password_may_be_a_secret(
-    postgresql: Any, three_rows: Access, monkeypatch: pytest.MonkeyPatch, source_password: str, tmp_path: Path
-) -> None:
-    (tmp_path / "password").write_text(source_password)
-    monkeypatch.delenv("BEAMREC_SOURCE_PASSWORD")
-    with tables.connect(three_rows.uri, f"file://{tmp_path}/password") as connection:
-        assert count(connection) == "3"
-        assert source_password not in f"{connection.dsn} {connection!r} {connection.where}"
-
-
-def test_an_unknown_database_user_or_server_says_so(postgresql: Any) -> None:
-    with pytest.raises(
-        UnavailableError, match='database "nowhere" does not exist; check the database name'
-    ) as refused:
-        read(postgresql.uri("nowhere"), "t", "v")
-    assert not isinstance(refused.value, ConnectionLostError)
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        with pytest.raises(
-            ConnectionLostError, match=rf"postgresql://127.0.0.1:{port}/db: .*check that the server runs"
-        ):
-            read(f"postgresql://shop@127.0.0.1:{port}/db", "t", "v")
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "postgresql://h",
-        "postgresql://h/",
-        "postgresql://h:x/db",
-        "postgresql://u:p@h/db",
-        "postgresql://h/db?password=p",
-        "postgresql://h/db?schema=",
-        "postgresql://h/db?sslmode=maybe",
-        "postgresql://h/db?tls=off",
-    ],
-)
-def test_a_malformed_uri_is_a_usage_error(uri: str) -> None:
-    with pytest.raises(UsageError, match="--source"), tables.connect(uri):
-        pass
-
-
-def uses_tls(uri: str) -> bool:
-    """Whether libpq speaks TLS on a connection."""
-    with tables.connect(uri) as connection:
-        return bool(connection.info.ssl_in_use)
-
-
-def test_a_certificate_is_accepted_only_from_its_authority_and_for_its_host(
-    tls_postgresql: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port, authority = tls_postgresql
-    verified = f"postgresql://shop@localhost:{port}/postgres?sslmode=verify-full"
-    assert uses_tls(f"{verified}&sslrootcert={authority}")
-    with pytest.raises(
-        UnavailableError, match=r"certificate verify failed.*; check the server's certificate"
-    ):
-        uses_tls(verified)
-    with pytest.raises(
-        UnavailableError, match=r'certificate.*does not match host name "127\.0\.0\.1"'
-    ) as refused:
-        uses_tls(f"{verified}&sslrootcert={authority}".replace("localhost", "127.0.0.1"))
-    assert not isinstance(refused.value, ConnectionLostError)
-    # The authorities that the system trusts are found although libpq itself finds none.
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-    assert uses_tls(verified)
-
-
-def test_a_server_without_tls_is_refused_when_tls_is_asked_for(postgresql: Any) -> None:
-    with pytest.raises(UnavailableError, match=r"does not support SSL.*enable TLS on the server") as refused:
-        uses_tls(f"{postgresql.uri('postgres')}?sslmode=verify-full")
-    assert not isinstance(refused.value, ConnectionLostError)
-    assert not uses_tls(postgresql.uri("postgres"))
-
-
 @pytest.mark.parametrize("bulk", [True, False], ids=["copied", "row by row"])
 def test_a_connection_that_is_lost_mid_read_gives_no_part_of_the_rows(
     postgresql: Any, database: str, bulk: bool
 ) -> None:
     """The query ends its own connection after it has sent many rows."""
-    create(
-        postgresql,
+    postgresql.execute_as_shop(
         "CREATE TABLE t (id int)",
         "INSERT INTO t SELECT generate_series(1, 50000)",
         "CREATE FUNCTION slip(int) RETURNS int VOLATILE LANGUAGE sql AS "
@@ -537,14 +298,3 @@ def test_a_connection_that_is_lost_mid_read_gives_no_part_of_the_rows(
         tables.connect(postgresql.uri(database)) as connection,
     ):
         tables.read(connection, query, bulk)
-
-
-def test_a_dropped_connection_can_be_closed_and_says_that_it_is_lost(
-    postgresql: Any, three_rows: Access
-) -> None:
-    with tables.connect(three_rows.uri) as connection:
-        postgresql.terminate(process(connection))
-        for _ in range(2):
-            with pytest.raises(ConnectionLostError, match=r"postgresql://127\.0\.0\.1:\d+/scratch: "):
-                count(connection)
-            tables.close(connection)

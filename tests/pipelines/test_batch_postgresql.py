@@ -13,9 +13,12 @@ import pytest
 from beamrec.io import postgres_tables
 from beamrec.io.manifest import read_manifest
 from beamrec.pipelines.batch_training import run
+from beamrec.pipelines.checks import check_source
+from beamrec.pipelines.cli import main as cli
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.generate_shop import ShopSize, generate_shop
 from beamrec.pipelines.shop_tables import COLUMNS, PRIMARY_KEYS
+from beamrec.schemas.shop import CLASSICMODELS, load_shop
 
 pytestmark = pytest.mark.usefixtures("source_password")
 
@@ -103,6 +106,13 @@ def test_classicmodels_equals_the_sql_join_for_a_user_who_may_only_read(
     assert manifest is not None
     assert manifest.counts == {"ratings": 2532, "customers": 122, "products": 110}
     assert "pg_export_snapshot" in manifest.snapshot
+
+
+def test_the_checks_and_init_know_postgresql(real_shop: str, tmp_path: Path) -> None:
+    assert check_source(real_shop, CLASSICMODELS) == "customers, products and ratings can be read"
+    assert cli(["init", "--source", real_shop, "--output", str(tmp_path)]) == 0
+    shop = load_shop(str(next(path for path in tmp_path.glob("*.toml") if "shop" in path.name)))
+    assert shop.ratings == CLASSICMODELS.ratings
 
 
 def test_postgresql_and_sqlite_give_the_same_files(postgresql: Any, tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ class PostgreSQL:
                     cursor.execute(statement)
                 return cursor.fetchall() if cursor.description else []
 
+    def execute_as_shop(self, *statements: str, database: str = "scratch") -> None:
+        """Runs statements; what they make belongs to `shop`."""
+        self.execute("SET ROLE shop", *statements, database=database)
+
     def create_database(self, name: str, options: str = "") -> str:
         """An empty database that `shop` owns; replaces one of that name. Returns its name."""
         self.execute(
