@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
+import orjson
 import pyarrow as pa
 import pyarrow.dataset as ds
 
@@ -168,11 +169,12 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The file's bytes: one line a file, after the rest."""
-        blocks = [json.dumps(self._header(), ensure_ascii=False, indent=1).removesuffix("\n}")]
+        blocks = [json.dumps(self._header(), ensure_ascii=False, indent=1).removesuffix("\n}").encode()]
         for name in _LISTS:
-            lines = ",\n  ".join(json.dumps(vars(file), ensure_ascii=False) for file in getattr(self, name))
-            blocks.append(f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []')
-        return (",\n".join(blocks) + "\n}\n").encode()
+            # The standard library took 0.2 s for 10,000 files.
+            lines = b",\n  ".join(orjson.dumps(vars(file)) for file in getattr(self, name))
+            blocks.append(b' "%s": [%s]' % (name.encode(), b"\n  %s\n " % lines if lines else b""))
+        return b",\n".join(blocks) + b"\n}\n"
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Manifest":
@@ -182,7 +184,7 @@ class Manifest:
           UsageError: it is not a manifest of a known format.
         """
         try:
-            values = json.loads(data)
+            values = orjson.loads(data)
             if values["format"] == 1:
                 values = _upgrade(values)
             if values["format"] != _FORMAT:

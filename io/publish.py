@@ -94,7 +94,7 @@ def publish(output: str, manifest: Manifest) -> Manifest:
     store, staging = open_store(output), staging_folder(manifest.run)
     if store.exists(f"{staging}/{_INTENT}"):
         # A runner may call a DoFn again that died on the way.
-        return _roll_forward(store, staging)
+        return Manifest.from_json(_roll_forward(store, staging), f"{store.uri}/{staging}/{MANIFEST}")
     previous = read_manifest(output)
     if previous is not None:
         manifest = _keep_known_letters(store, manifest, previous)
@@ -107,7 +107,8 @@ def publish(output: str, manifest: Manifest) -> Manifest:
     store.put(f"{staging}/{MANIFEST}", manifest.to_json(), durable=True)
     intent = {"format": _INTENT_FORMAT, "move": move, "remove": remove}
     store.put(f"{staging}/{_INTENT}", json.dumps(intent).encode(), durable=True)
-    return _roll_forward(store, staging)
+    _roll_forward(store, staging)
+    return manifest
 
 
 def recover(output: str) -> None:
@@ -171,8 +172,8 @@ def _check_staged(store: Store, staging: str, staged: dict[str, int], sizes: dic
             )
 
 
-def _roll_forward(store: Store, staging: str) -> Manifest:
-    """Every step may have been done before; doing it again changes nothing."""
+def _roll_forward(store: Store, staging: str) -> bytes:
+    """Every step may have been done before; doing it again changes nothing. Returns the manifest's bytes."""
     intent = json.loads(store.read(f"{staging}/{_INTENT}"))
     if intent.get("format") != _INTENT_FORMAT:
         raise UsageError(
@@ -192,4 +193,4 @@ def _roll_forward(store: Store, staging: str) -> Manifest:
     # The intent first: it must not outlive the manifest that it needs.
     store.discard(f"{staging}/{_INTENT}")
     store.discard_tree(staging)
-    return Manifest.from_json(data, f"{store.uri}/{MANIFEST}")
+    return data

@@ -89,6 +89,7 @@ def test_a_folder_is_not_another_whose_name_begins_alike(store: Store) -> None:
     assert store.sizes("a") == {"a/x": 1, "a/b/c": 1}
     assert store.names("a") == ["b", "x"]
     assert store.names("") == ["a", "ab"]
+    assert store.sizes("") == {"a/x": 1, "a/b/c": 1, "ab/x": 1}
     store.discard_tree("a")
     assert store.names("") == ["ab"]
 
