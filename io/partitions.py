@@ -89,7 +89,7 @@ def split_partitions(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[
     """The rows of each partition under its folder, such as `country=Norway/city=Oslo`.
 
     ASCII characters with a meaning are percent-encoded, NULL is `__HIVE_DEFAULT_PARTITION__`. The order of
-    rows within a partition is kept, and nothing is copied where the rows of each partition stand together already.
+    rows within a partition is kept, and nothing is copied where each partition's rows stand together already.
 
     Args:
       batch: all columns.

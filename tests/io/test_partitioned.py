@@ -58,7 +58,7 @@ def batch(viewers: Sequence[int], town: Any = "T") -> pa.RecordBatch:
 
 
 def write(
-    output: Path,
+    output: Path | str,
     batches: Sequence[pa.RecordBatch],
     rows: int,
     letters: Sequence[list[DeadLetter]] = (),
@@ -83,7 +83,7 @@ def write(
     return manifest
 
 
-def published(output: Path) -> list[tuple[Any, ...]]:
+def published(output: Path | str) -> list[tuple[Any, ...]]:
     """The training rows, by viewer."""
     table = open_training(str(output)).to_table().select(list(TYPES))
     return sorted(zip(*(column.to_pylist() for column in table.columns), strict=True))
@@ -251,6 +251,23 @@ def test_buckets_hold_whole_customers_whose_key_stays_in_the_files(tmp_path: Pat
     assert {file.partition for file in manifest.files} == {f"bucket=00{number}" for number in range(4)}
     assert (manifest.buckets, manifest.partition_columns) == (4, ("bucket",))
     assert published(tmp_path) == expected(viewers)
+
+
+@pytest.mark.parametrize("files", [FileOptions(), FileOptions(partition_by=("town",))])
+def test_an_object_store_that_refuses_one_request_in_four_gets_the_same_files(
+    tmp_path: Path, s3: Any, files: FileOptions
+) -> None:
+    viewers = list(range(1, 61))
+    batches = [batch(viewers[start : start + 20], by_parity) for start in range(0, 60, 20)]
+    local = write(tmp_path, batches, 60, files=files)
+    with s3.faults(0.25):
+        remote = write(s3.uri, batches, 60, files=files)
+    assert remote.files == local.files
+    found = s3.objects("lake/")
+    assert found == {f"lake/{path}": size for path, size in remote.sizes.items()} | {
+        "lake/_manifest.json": found["lake/_manifest.json"]
+    }
+    assert published(s3.uri) == expected(viewers, by_parity)
 
 
 def test_no_partitions_are_flat_files_of_a_range_each(tmp_path: Path) -> None:
