@@ -26,8 +26,8 @@ from google.api_core.exceptions import (
     Unauthorized,
 )
 from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
-from google.cloud.storage.retry import DEFAULT_RETRY
+from google.cloud import storage  # type: ignore[attr-defined]
+from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]
 
 from beamrec.io.objects import Address, ObjectStore, each
 from beamrec.schemas.errors import UnavailableError, UsageError
@@ -197,7 +197,7 @@ def _connect_once(address: Address, pid: int) -> Any:
     endpoint = _endpoint(address)
     own: dict[str, Any] = {
         "client_options": {"api_endpoint": endpoint},
-        "credentials": AnonymousCredentials(),
+        "credentials": AnonymousCredentials(),  # type: ignore[no-untyped-call]
         "project": "none",
     }
     client = storage.Client(**own if endpoint else {})

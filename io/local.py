@@ -312,9 +312,13 @@ def _each(function: Callable[[str], None], paths: Sequence[str]) -> None:
         for path in paths:
             function(path)
         return
+
+    def some(at: int) -> None:
+        for path in paths[at : at + _MANY]:
+            function(path)
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        chunks = [paths[at : at + _MANY] for at in range(0, len(paths), _MANY)]
-        list(pool.map(lambda chunk: [function(path) for path in chunk], chunks))
+        list(pool.map(some, range(0, len(paths), _MANY)))
 
 
 def _write_new(target: str, data: bytes | pa.Buffer, sync: bool = False) -> None:

@@ -152,7 +152,8 @@ class Manifest:
     @property
     def sizes(self) -> dict[str, int]:
         """Every published path, and its bytes."""
-        return {file.path: file.bytes for file in (*self.files, *self.dead_letters, *self.extras)}
+        files: tuple[DataFile | LetterFile | ExtraFile, ...] = (*self.files, *self.dead_letters, *self.extras)
+        return {file.path: file.bytes for file in files}
 
     @property
     def paths(self) -> set[str]:

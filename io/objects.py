@@ -10,10 +10,12 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pyarrow as pa
+import pyarrow.fs
 
 from beamrec.io.lease import Lease
 from beamrec.schemas.errors import UsageError
@@ -124,6 +126,18 @@ class ObjectStore(abc.ABC):
 
     @abc.abstractmethod
     def put(self, path: str, data: bytes | pa.Buffer, durable: bool = False) -> None: ...
+
+    @abc.abstractmethod
+    def put_file(self, path: str, local_file: str | Path) -> None: ...
+
+    @abc.abstractmethod
+    def names(self, folder: str) -> list[str]: ...
+
+    @abc.abstractmethod
+    def age_seconds(self, path: str) -> float: ...
+
+    @abc.abstractmethod
+    def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]: ...
 
     @abc.abstractmethod
     def discard_all(self, paths: Iterable[str]) -> None: ...

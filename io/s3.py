@@ -143,7 +143,7 @@ class S3Store(ObjectStore):
 
     def names(self, folder: str) -> list[str]:
         prefix = self.address.below(folder)
-        found = set()
+        found: set[str] = set()
         for page in self._pages("list_objects_v2", Prefix=prefix, Delimiter="/"):
             found.update(entry["Key"][len(prefix) :] for entry in page.get("Contents", ()))
             found.update(entry["Prefix"][len(prefix) : -1] for entry in page.get("CommonPrefixes", ()))

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs
@@ -20,7 +20,7 @@ from beamrec.io.registry import backend
 
 __all__ = ["Data", "LocalStore", "Store", "clean_staged", "open_store", "with_beam_options"]
 
-Data = bytes | pa.Buffer
+Data: TypeAlias = "bytes | pa.Buffer"
 
 _STAGED = "_ledger/staged"
 _STALE_SECONDS = 86_400.0
