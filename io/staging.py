@@ -10,6 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import beamrec.transforms.coders  # noqa: F401
 from beamrec.io.formats import Layout
@@ -165,7 +166,8 @@ class _Stage(_Staging):
 class _StageRuns(_Staging):
     def process(self, batch: pa.RecordBatch) -> Iterator[tuple[int, str]]:
         runs = {}
-        for group, run in encode_runs(self._layout.partitions(batch), self._layout.order):
+        order = pc.sort_indices(batch, [(name, "ascending") for name in self._layout.order])
+        for group, run in encode_runs(self._layout.partitions(batch.take(order))):
             name = hashlib.sha256(run).hexdigest()[:32]
             runs[_below(self._folder, f"{_RUNS_FOLDER}/{group:02}-{name}")] = (group, run)
         self._store.put_all((path, run) for path, (_, run) in runs.items())

@@ -29,7 +29,8 @@ def merged(ranges: Sequence[Sequence[Row]], file_rows: int = 10**9) -> list[tupl
     for part in ranges:
         customers, countries, products = zip(*part, strict=True)
         batch = pa.RecordBatch.from_pydict({"customer": customers, "country": countries, "product": products})
-        for group, run in encode_runs(split_partitions(batch, ["country"]), ORDER):
+        ordered = batch.sort_by([(name, "ascending") for name in ORDER])
+        for group, run in encode_runs(split_partitions(ordered, ["country"])):
             groups.setdefault(group, []).append(run.to_pybytes())
     files = []
     for runs in groups.values():
@@ -79,7 +80,7 @@ def test_a_merge_holds_one_batch_of_each_run(monkeypatch: pytest.MonkeyPatch) ->
         part = pa.RecordBatch.from_pydict(
             {"customer": range(index * 100, index * 100 + 100), "product": [0] * 100}
         )
-        ((_, run),) = encode_runs([("country=x", part)], ORDER)
+        ((_, run),) = encode_runs([("country=x", part)])
         runs.append(run.to_pybytes())
 
     def counted(index: int) -> Any:
