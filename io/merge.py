@@ -118,7 +118,7 @@ def _encode_run(pieces: Sequence[_Piece]) -> pa.Buffer:
 
 
 def _lots(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces cut and put together to batches: one for each of 5,000 small folders took three times as long."""
+    """Pieces cut and put together to batches: one each for 5,000 folders took three times as long."""
     lot: list[_Piece] = []
     space = _BATCH_ROWS
     for folder, rows in pieces:
