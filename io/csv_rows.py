@@ -16,12 +16,14 @@ def parse_rows(data: bytes, types: list[pa.DataType]) -> list[pa.Array]:
 
     Args:
       data: lines that each end in a newline; UTF-8.
-      types: what each column should be; all text if one of the values does not fit.
+      types: what each column should be; decimals come as text, all columns if a value does not fit.
 
     Raises:
       pa.ArrowInvalid: it is not CSV of that many columns.
     """
     names = [str(position) for position in range(len(types))]
+    # Arrow's CSV reader knows no wider decimals, and takes a too large one modulo 2**128.
+    types = [pa.string() if pa.types.is_decimal(type_) else type_ for type_ in types]
     if not data:
         return [pa.array([], type_) for type_ in types]
     try:

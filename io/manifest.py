@@ -166,6 +166,7 @@ class Manifest:
             self._header(_OF_THE_RUN) == other._header(_OF_THE_RUN)
             and self.files == other.files
             and self.dead_letters == other.dead_letters
+            and {each.path for each in self.extras} == {each.path for each in other.extras}
         )
 
     def to_json(self) -> bytes:

@@ -11,19 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pymysql
+from pymysql.connections import Connection
 from pymysql.cursors import SSCursor
 
 from beamrec.io.arrow_types import arrow_type
 from beamrec.io.backend import Access, Query, Snapshot
 from beamrec.io.csv_rows import can_pack, parse_rows
-from beamrec.io.mysql_connection import (
-    PASSWORD_VARIABLE,
-    Connection,
-    close,
-    open_connection,
-    shown,
-    translated,
-)
+from beamrec.io.mysql_connection import PASSWORD_VARIABLE, close, open_connection, shown, translated
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = [

@@ -9,17 +9,16 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import pymysql
+from pymysql.connections import Connection
 from pymysql.converters import conversions
 
 from beamrec.io.backend import ConnectionLostError
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
 
-__all__ = ["PASSWORD_VARIABLE", "Connection", "close", "open_connection", "shown", "translated"]
+__all__ = ["PASSWORD_VARIABLE", "close", "open_connection", "shown", "translated"]
 
 PASSWORD_VARIABLE = "BEAMREC_SOURCE_PASSWORD"  # noqa: S105
-
-Connection = pymysql.connections.Connection
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 600

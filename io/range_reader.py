@@ -65,7 +65,7 @@ def slices_of(tables: ShopTables, connection: Any, range_: KeyRange, max_rows: i
 
 
 def read_range(
-    tables: ShopTables, connection: Any, part: Part, products: pa.RecordBatch, taken_at: str
+    tables: ShopTables, connection: Any, part: Part, products: Rows, taken_at: str
 ) -> tuple[RatingsRange, list[RangeCheck]]:
     """Ratings and customers of a range, and what to compare at the end.
 
@@ -80,35 +80,34 @@ def read_range(
     checks = [_check(tables.ratings, where, rated)]
     whose = entity_condition(part.range, tables.customers.column(0), mark, part.alone)
     customers = tables.customers.read(connection, *whose)
-    malformed = rated[1]
     if part.is_first:
         checks.append(_check(tables.customers, whose, customers))
-        malformed += customers[1]
     ratings = rated[0]
     for position, (table, entities) in enumerate(
-        ((tables.customers, customers[0]), (tables.products, products))
+        ((tables.customers, customers[0]), (tables.products, products[0]))
     ):
         ratings = _with_equal_keys(connection, ratings, position, table, entities)
+    malformed = (*rated[1], *customers[1], *products[1])
     range_ = RatingsRange(
-        ratings, customers[0], products, taken_at, malformed, counts_customers=part.is_first
+        ratings, customers[0], products[0], taken_at, malformed, counts_customers=part.is_first
     )
     return range_, checks
 
 
-def read_products(
-    tables: ShopTables, connection: Any
-) -> tuple[pa.RecordBatch, tuple[MalformedRow, ...], list[RangeCheck]]:
+def read_products(tables: ShopTables, connection: Any) -> tuple[Rows, list[RangeCheck]]:
     """All products, some ten thousand at a time, and what to compare at the end."""
     table = tables.products
     column, mark = table.column(0), table.backend.PLACEHOLDER
-    batches, malformed, checks = [], (), []
+    batches: list[pa.RecordBatch] = []
+    malformed: tuple[MalformedRow, ...] = ()
+    checks: list[RangeCheck] = []
     for part in plan_slices(table.bounds(connection, 0, _ROWS_PER_READ)):
         where = slice_condition(part, column, mark)
         rows = table.read(connection, *where)
         batches.append(rows[0])
         malformed += rows[1]
         checks.append(_check(table, where, rows))
-    return pa.concat_batches(batches), malformed, checks
+    return (pa.concat_batches(batches), malformed), checks
 
 
 def digest(rows: Rows) -> tuple[int, int]:

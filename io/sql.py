@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from beamrec.io.backend import Access, Backend, ConnectionLostError, Snapshot
 from beamrec.io.key_ranges import KeyRange, Slice, plan_ranges
 from beamrec.io.range_reader import Part, ShopTables, digest, read_products, read_range, slices_of
 from beamrec.io.registry import backend, reject_password, scheme_of
-from beamrec.io.table_reader import TableReader
+from beamrec.io.table_reader import Rows, TableReader
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot
 from beamrec.schemas.shop import Shop, Table
@@ -117,24 +118,18 @@ class _Reading:
 
     def elements(self) -> Iterator[RatingsRange | RangeCheck]:
         """Ranges in the order of their keys, read ahead of the one that is worked on."""
-        products, malformed, checks = self.readers.run(lambda c: read_products(self.tables, c))
+        products, checks = self.readers.run(lambda c: read_products(self.tables, c))
         yield from checks
-        accounts = {"counts_products": True}
         with ThreadPoolExecutor(self._parallel, "read") as pool:
             try:
-                for future in self._ahead(pool, products):
+                for number, future in enumerate(self._ahead(pool, products)):
                     range_, checks = future.result()
-                    if accounts:
-                        range_ = dataclasses.replace(
-                            range_, malformed=(*range_.malformed, *malformed), **accounts
-                        )
-                        accounts = {}
                     yield from checks
-                    yield range_
+                    yield dataclasses.replace(range_, counts_products=number == 0)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ahead(self, pool: ThreadPoolExecutor, products: pa.RecordBatch) -> Iterator[Future[Any]]:
+    def _ahead(self, pool: ThreadPoolExecutor, products: Rows) -> Iterator[Future[Any]]:
         waiting: collections.deque[Future[Any]] = collections.deque()
         for part in self._parts(pool):
             waiting.append(pool.submit(self._read, part, products))
@@ -142,7 +137,7 @@ class _Reading:
                 yield waiting.popleft()
         yield from waiting
 
-    def _read(self, part: Part, products: pa.RecordBatch) -> tuple[RatingsRange, list[RangeCheck]]:
+    def _read(self, part: Part, products: Rows) -> tuple[RatingsRange, list[RangeCheck]]:
         return self.readers.run(lambda c: read_range(self.tables, c, part, products, self.taken_at))
 
     def _parts(self, pool: ThreadPoolExecutor) -> Iterator[Part]:
@@ -236,11 +231,13 @@ class Verification:
             stack.callback(readers.close)
             changed = {name for name, t in tables.items() if readers.run(t.count) != snapshot.counts[name]}
             for check in checks:
-                table = tables[check.table]
-                again = readers.run(lambda c, t=table, k=check: digest(t.read(c, k.condition, k.parameters)))
-                if again != check.digest:
+                if readers.run(functools.partial(_digest_now, tables[check.table], check)) != check.digest:
                     changed.add(check.table)
             return sorted(changed)
+
+
+def _digest_now(table: TableReader, check: RangeCheck, connection: Any) -> tuple[int, int]:
+    return digest(table.read(connection, check.condition, check.parameters))
 
 
 @dataclasses.dataclass(eq=False)
@@ -257,10 +254,11 @@ class ReadRatings(beam.PTransform):  # type: ignore[misc]
             raise UsageError(f"--range-rows: expected at least 1, got {self.range_rows}")
 
     def expand(self, begin: Any) -> Any:
+        reading = beam.ParDo(_Read(self)).with_output_types(RatingsRange)
         return (
             begin
             | "Once" >> beam.Impulse()
-            | "Ranges" >> beam.ParDo(_Read(self)).with_outputs(SNAPSHOT, CHECKS, main=RATINGS)
+            | "Ranges" >> reading.with_outputs(SNAPSHOT, CHECKS, main=RATINGS)
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import default_uri
-from beamrec.pipelines.batch_training import BatchConfig, run_batch
+from beamrec.pipelines.batch_options import BatchConfig
+from beamrec.pipelines.batch_training import run_batch
 from beamrec.pipelines.commands.release import load_release
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.generate_events import Dirt, EventGenerator, read_catalogue, write_events

@@ -38,7 +38,8 @@ class RatingsRange:
         source, NULL keys and repeated keys included, is in exactly one range with `counts_customers`.
       products: key and feature columns of all products.
       taken_at: RFC 3339 time of the snapshot that all three were read in.
-      malformed: rows of any of the three tables that are not in the batches, each in one range only.
+      malformed: rows that are not in the batches, because a value does not fit. Those of entities come
+        with every range that has their table, and count where that counts.
       counts_customers: whether this range accounts for its customers. A customer with very many ratings
         is read in slices, and comes with each of them.
       counts_products: whether this range accounts for the products; true for one range of a source.

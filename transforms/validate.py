@@ -99,7 +99,7 @@ class ValidateRatings(beam.PTransform):  # type: ignore[misc]
     system: str
 
     def expand(self, ranges: Any) -> Any:
-        outputs = beam.ParDo(_Validate(self.shop, self.system))
+        outputs = beam.ParDo(_Validate(self.shop, self.system)).with_output_types(RatingsRange)
         return ranges | "Validate" >> outputs.with_outputs(DEAD_LETTERS, TALLIES, main=VALID)
 
 

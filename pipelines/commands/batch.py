@@ -12,7 +12,7 @@ HELP = "turns the shop's ratings database into partitioned training files"
 def parser() -> argparse.ArgumentParser:
     """The options."""
     from beamrec.pipelines.arguments import pipeline_parser
-    from beamrec.pipelines.batch_training import BatchOptions
+    from beamrec.pipelines.batch_options import BatchOptions
 
     return pipeline_parser("batch", BatchOptions, HELP)
 

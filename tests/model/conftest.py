@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from beamrec.model.options import TrainingOptions
-from beamrec.pipelines.batch_training import BatchConfig, run_batch
+from beamrec.pipelines.batch_options import BatchConfig
+from beamrec.pipelines.batch_training import run_batch
 from beamrec.pipelines.train_release import TrainConfig, TrainedRelease, train_release
 from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
 

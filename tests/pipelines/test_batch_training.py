@@ -26,7 +26,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from beamrec.io import sql
 from beamrec.io.manifest import MANIFEST, open_training, read_manifest
 from beamrec.io.sql import read_ratings
-from beamrec.pipelines.batch_training import BatchConfig, build, run
+from beamrec.pipelines.batch_options import BatchConfig
+from beamrec.pipelines.batch_training import build, run
 from beamrec.pipelines.cli import main as cli
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.generate_shop import ShopSize, generate_shop

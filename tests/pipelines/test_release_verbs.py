@@ -16,7 +16,8 @@ from beamrec.schemas.errors import BadDataError, UsageError
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with a generated shop's training files; its embedded server is stopped at the end."""
-    from beamrec.pipelines.batch_training import BatchConfig, run_batch
+    from beamrec.pipelines.batch_options import BatchConfig
+    from beamrec.pipelines.batch_training import run_batch
     from beamrec.pipelines.generate_shop import ShopSize, generate_shop
     from beamrec.schemas.shop import CLASSICMODELS
 
