@@ -66,7 +66,11 @@ class LocalStore:
             os.unlink(self._at(path))
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with self._explained("read"):
+            try:
+                return (self.root / path).read_bytes()
+            except NotADirectoryError as error:
+                raise FileNotFoundError(path) from error
 
     def exists(self, path: str) -> bool:
         return os.path.isfile(self._at(path))
@@ -86,9 +90,11 @@ class LocalStore:
             self.discard(probe)
 
     def check(self) -> None:
-        probe = f"{_STAGING}/{uuid.uuid4().hex}.tmp"
-        self.put(probe, b"")
-        self.discard_all([probe])
+        with self._explained():
+            os.makedirs(self._base, exist_ok=True)
+            # Nothing is written: another run may hold the folder.
+            if not os.access(self._base, os.W_OK | os.X_OK):
+                raise OSError(*_why_not(self._base))
 
     @contextlib.contextmanager
     def exclusive(self, run: str) -> Iterator[None]:
@@ -279,13 +285,15 @@ class LocalStore:
             left = (left - set(deepest)) | {folder.rpartition("/")[0] for folder in removed} - {""}
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, what: str = "written") -> Iterator[None]:
         """What the system says of the folder, as an error for the user; a missing file stays what it is."""
         try:
             yield
         except FileNotFoundError:
             raise
         except OSError as error:
+            if what == "read":
+                raise UnavailableError(f"{self.uri}: cannot be read: {error.strerror}") from error
             raise UnavailableError(
                 f"--output {self.uri}: cannot be written: {error.strerror}; expected a writable folder with "
                 "room for the data. What was published before is unchanged or finished by the next run"
@@ -331,6 +339,13 @@ def _write_new(target: str, data: bytes | pa.Buffer, sync: bool = False) -> None
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _why_not(folder: str) -> tuple[int, str]:
+    """Why a folder may not be written to, as an error number and its text."""
+    read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    number = errno.EROFS if read_only else errno.EACCES if os.path.isdir(folder) else errno.ENOTDIR
+    return number, os.strerror(number)
 
 
 def _lock(descriptor: int) -> bool:
