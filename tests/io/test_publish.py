@@ -192,17 +192,22 @@ def test_letters_of_mended_rows_go_and_known_ones_keep_their_file(output: str) -
 
 
 def test_extra_files_come_and_go_with_the_data_and_are_no_reason_to_publish(output: str) -> None:
-    def with_report(run: str, parts: dict[str, bytes], text: bytes) -> Manifest:
+    def with_report(run: str, parts: dict[str, bytes], text: bytes, name: str = "_report.json") -> Manifest:
         manifest = stage(output, run, parts, b"bad row")
-        open_store(output).put(f"{staging_folder(run)}/_report-{run}.json", text)
-        extra = ExtraFile(f"_report-{run}.json", len(text), hashlib.sha256(text).hexdigest())
+        open_store(output).put(f"{staging_folder(run)}/{name}", text)
+        extra = ExtraFile(name, len(text), hashlib.sha256(text).hexdigest())
         return Manifest(**{**vars(manifest), "extras": (extra,)})
+
+    def reports() -> dict[str, bytes]:
+        return {path: data for path, data in visible(output).items() if "report" in path}
 
     publish(output, with_report("new", NEW, b"report"))
     publish(output, with_report("same", NEW, b"another"))
-    assert visible(output)["_report-new.json"] == b"report"
+    assert reports() == {"_report.json": b"report"}
     publish(output, with_report("older", OLD, b"report 3"))
-    assert {p: d for p, d in visible(output).items() if "report" in p} == {"_report-older.json": b"report 3"}
+    assert reports() == {"_report.json": b"report 3"}
+    publish(output, with_report("newer", OLD, b"page", "_report.html"))
+    assert reports() == {"_report.html": b"page"}
 
 
 def test_staged_files_without_an_intent_are_undone(output: str) -> None:
