@@ -11,7 +11,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.data_report import REPORT_PAGE, DriftLimits
 from beamrec.io.glue import register
-from beamrec.io.manifest import TRAINING_FOLDER, Manifest, count_published, read_manifest
+from beamrec.io.manifest import (
+    TRAINING_FOLDER,
+    Manifest,
+    changes_between,
+    count_published,
+    read_manifest,
+)
 from beamrec.io.partitioned import WriteTrainingFiles
 from beamrec.io.publish import OutputLock
 from beamrec.io.registry import scheme_of
@@ -100,6 +106,9 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
         manifest = read_manifest(config.output)
         if manifest is None:
             raise BadDataError(f"{config.output}: the manifest went away during the run")
+        if manifest.run != config.run:
+            # The data is the same as before, and so is its manifest.
+            manifest = dataclasses.replace(manifest, changes=changes_between(manifest, manifest))
         if config.catalog is not None:
             register(config.catalog, manifest, open_store(config.output).uri)
     rows, letters = published.rows, published.letters[config.shop.ratings.name]
@@ -115,10 +124,12 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     config, runner, beam_args = parse(argv, console)
     console.status(f"reading {config.shop.ratings.name} of {scheme_of(config.source)}:// …")
     result = run_batch(config, runner, beam_args)
-    counts = result.counts
+    counts, changes = result.counts, result.manifest.changes
+    told = ", ".join(f"{number:,} {name}" for name, number in changes.items() if number)
     console.print(
-        f"{counts.out:,} of {counts.records_in:,} ratings in {result.manifest.partitions:,} partitions, "
-        f"{counts.dead_letters:,} dead letters, {counts.seconds:.1f} s: {result.output}/{TRAINING_FOLDER}"
+        f"{counts.out:,} of {counts.records_in:,} ratings in {result.manifest.partitions:,} partitions "
+        f"({told}), {counts.dead_letters:,} dead letters, {counts.seconds:.1f} s: "
+        f"{result.output}/{TRAINING_FOLDER}"
     )
     return result.to_dict()
 

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     """Trains, and returns the release with its metrics."""
+    from beamrec.io.store import with_beam_options
     from beamrec.model.options import TowerOptions, TrainingOptions
     from beamrec.pipelines.train_release import TrainConfig, train_release
     from beamrec.schemas.shop import load_shop
@@ -53,7 +54,8 @@ def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
         seed=values.seed,
     )
     releases = values.releases or str(console.home / "releases")
-    config = TrainConfig(values.data, releases, load_shop(values.shop), options)
+    data = with_beam_options(values.data, [], "--data") if values.data else values.data
+    config = TrainConfig(data, releases, load_shop(values.shop), options)
     trained = train_release(config, console.progress)
     metrics = trained.manifest.metrics
     console.print(

@@ -58,6 +58,12 @@ class S3Server:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return {entry["Key"]: entry["Size"] for page in pages for entry in page.get("Contents", ())}
 
+    def download(self, key: str, path: Path) -> None:
+        """Copies an object to a local file."""
+        boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1").download_file(
+            self.bucket, key, str(path)
+        )
+
     def unfinished_uploads(self) -> list[str]:
         """Keys of multi-part uploads that were begun and neither completed nor aborted."""
         client = boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1")
