@@ -55,19 +55,23 @@ def open_connection(uri: str, secret: str | None = None) -> Connection:
     """
     parts = _parse(uri)
     with translated(shown(uri)):
-        return pymysql.connect(
+        connection = pymysql.connect(
             host=parts.hostname,
             port=parts.port or 3306,
             user=unquote(parts.username) if parts.username else None,
-            # As bytes: PyMySQL encodes text as Latin-1, the servers expect UTF-8.
-            password=_password(secret).encode(),
+            # As bytes: PyMySQL encodes text as Latin-1, the servers expect UTF-8. What is not UTF-8 in the
+            # environment comes as surrogates.
+            password=_password(secret).encode("utf-8", "surrogateescape"),
             database=unquote(parts.path[1:]),
             charset="utf8mb4",
             conv=_CONVERSIONS,
             connect_timeout=_CONNECT_SECONDS,
-            read_timeout=_READ_SECONDS,
+            # PyMySQL's own limit ends with TCP's connection: what says nothing after it is no server.
+            read_timeout=_CONNECT_SECONDS,
             **_tls(parts),
         )
+    connection._read_timeout = _READ_SECONDS
+    return connection
 
 
 def close(connection: Connection) -> None:
@@ -89,7 +93,7 @@ def translated(where: str) -> Iterator[None]:
 def _as_ours(where: str, error: Exception) -> BeamrecError:
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = str(error.args[-1] if error.args else error) or type(error).__name__
-    hint = _HINTS.get(code, "check the server's log, then run the command again")
+    hint = _HINTS.get(code, "check host and port, the server's log, then run the command again")
     # PyMySQL reports a certificate that does not verify as a server that cannot be reached.
     lost = code in _MAY_PASS and "certificate" not in text.lower()
     lost = lost or isinstance(error, ConnectionError | TimeoutError)

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import datetime as dt
 import decimal
+import hashlib
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -214,6 +216,21 @@ def test_a_wrong_password_says_where_it_comes_from(
     with pytest.raises(UnavailableError, match=r"Access denied.*BEAMREC_SOURCE_PASSWORD") as caught:
         read(mariadb.uri(database), "t", "v")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_that_is_not_utf_8_is_sent_as_it_is(
+    mariadb: Any, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = b"K\xf6ln"
+    stored = hashlib.sha1(hashlib.sha1(password).digest()).hexdigest()  # noqa: S324  (MySQL's native way)
+    mariadb.execute(
+        f"CREATE OR REPLACE USER latin@'%' IDENTIFIED BY PASSWORD '*{stored}'",
+        "GRANT ALL ON scratch.* TO latin@'%'",
+        "CREATE TABLE t (id int PRIMARY KEY, v int)",
+        database=database,
+    )
+    monkeypatch.setenv("BEAMREC_SOURCE_PASSWORD", os.fsdecode(password))
+    assert len(read(mariadb.uri(database, "latin"), "t", "v")) == 0
 
 
 def test_an_unknown_database_and_a_missing_server_say_so(mariadb: Any) -> None:
