@@ -1,6 +1,7 @@
 """One table of a shop database, read as typed Arrow batches; rows that do not fit their types come apart."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 
 from beamrec.io.arrow_types import NOT_OF_THE_TYPE, misfits, to_array
 from beamrec.io.backend import Backend, Query
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.ranges import MalformedRow
 
 __all__ = ["Row", "Rows", "TableReader", "match_columns"]
@@ -17,6 +18,7 @@ Row = tuple[Any, ...]
 Rows = tuple[pa.RecordBatch, tuple[MalformedRow, ...]]
 
 _KEYS_PER_QUERY = 500
+_INTEGER = re.compile(r"-?[0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +118,15 @@ class TableReader:
         return [key for rows in self.backend.fetch(connection, sql, values) for (key,) in rows]
 
     def _key(self, value: Any, position: int) -> Any:
-        is_integer = pa.types.is_integer(self.schema.field(position).type)
-        return int(value) if is_integer and value is not None else value
+        """A key as a bound of ranges: an integer, also of text; what SQLite holds besides stays as it is."""
+        field = self.schema.field(position)
+        if pa.types.is_string(field.type) and isinstance(value, bytes):
+            # As a parameter it would be a BLOB, which SQLite holds above every text.
+            raise BadDataError(
+                f"table {self.name}, column {field.name}: a key is not text in UTF-8; mend it in the database"
+            )
+        is_number = pa.types.is_integer(field.type) and isinstance(value, str) and _INTEGER.fullmatch(value)
+        return int(value) if is_number else value
 
     def _typed(self, columns: list[Sequence[Any] | pa.Array]) -> Rows:
         try:
@@ -140,7 +149,10 @@ class TableReader:
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema), malformed
 
     def _malformed(self, columns: list[Any], row: int, position: int) -> MalformedRow:
-        values = {name: _plain(column[row]) for name, column in zip(self.schema.names, columns, strict=True)}
+        values = {
+            field.name: _fitted(_plain(column[row]), field.type)
+            for field, column in zip(self.schema, columns, strict=True)
+        }
         field = self.schema.field(position)
         return MalformedRow(self.name, field.name, str(field.type), values)
 
@@ -162,3 +174,11 @@ def match_columns(wanted: Sequence[str], available: Mapping[str, Any], table: st
 
 def _plain(value: Any) -> Any:
     return value.as_py() if isinstance(value, pa.Scalar) else value
+
+
+def _fitted(value: Any, type_: pa.DataType) -> Any:
+    """The value as its column has it, so that a key is found again; what does not fit stays as it came."""
+    try:
+        return to_array([value], type_)[0].as_py()
+    except NOT_OF_THE_TYPE:
+        return value
