@@ -175,7 +175,7 @@ class Shop:
             raise UsageError(f"--shop {path}: cannot be read: {error}") from None
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of 5,000 digits, or brackets
             raise UsageError(f"--shop {path}: not valid TOML: {error}") from None
         try:
             return cls.from_dict(data)
@@ -190,10 +190,14 @@ def _build(kind: type, values: Any, where: str) -> Any:
     unknown = sorted(set(values) - known)
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise UsageError(f"{where}: {error}") from None
+    missing = [f.name for f in dataclasses.fields(kind) if f.name not in values and _is_required(f)]
+    if missing:
+        raise UsageError(f"{where}: the key {missing[0]!r} is missing; `beamrec init` writes an example")
+    return kind(**values)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _table(values: Any, where: str) -> Table:
