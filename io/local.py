@@ -91,7 +91,10 @@ class LocalStore:
 
     def check(self) -> None:
         with self._explained():
-            os.makedirs(self._base, exist_ok=True)
+            try:
+                os.makedirs(self._base, exist_ok=True)
+            except FileNotFoundError:
+                raise OSError(errno.EPERM, "no folder can be made there") from None  # as in /proc
             # Nothing is written: another run may hold the folder.
             if not os.access(self._base, os.W_OK | os.X_OK):
                 raise OSError(*_why_not(self._base))
