@@ -21,7 +21,7 @@ environment variable, that over the default. `batch` and `stream` pass Beam's ow
 
 Everywhere: `--json`, `--debug`, `--home DIR` (`$BEAMREC_HOME`, else `.beamrec`), `--config TOML`.
 
-Passwords are read from the environment only:
+Passwords are read from the environment, that of `--source` also from where `--source-secret` says:
 """
 _UNIT = re.compile(r"\s*\[([^\[\]]+)\]$")
 

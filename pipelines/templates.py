@@ -32,7 +32,7 @@ _CONFIG_HEAD = """\
 """
 
 _COMMENTS = {
-    "source": "the shop's database: sqlite:///path, mysql://user@host:port/db",
+    "source": "the shop's database: sqlite:///path, mysql:// or postgresql://user@host:port/db",
     "output": "where training files or recommendations go",
     "input": "the folder that events arrive in",
     "data": "what `batch --output` was given",
