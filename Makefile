@@ -7,12 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PRISM_VERSION := v$(shell sed -n 's/^apache-beam\[.*\]==//p' requirements.in)
 PRISM := $(HOME)/.apache_beam/cache/prism/bin/prism-$(PRISM_VERSION)
+FAKE_GCS_VERSION := v1.56.1
+FAKE_GCS := $(HOME)/go/bin/fake-gcs-server
 PYTEST := $(BIN)/python -m pytest
 SETUP := setup.py pyproject.toml requirements.in schemas/version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults lint format lock docs prism install install-dev clean
+.PHONY: help demo test test-faults lint format lock docs prism fake-gcs install install-dev clean
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,6 +57,12 @@ $(PRISM):
 	mkdir -p $(@D)
 	GOBIN=$(abspath $(VENV))/go go install github.com/apache/beam/sdks/v2/go/cmd/prism@$(PRISM_VERSION)
 	mv $(VENV)/go/prism $@
+
+fake-gcs: $(FAKE_GCS) ## a server that speaks Google Cloud Storage's protocol, for the tests, built with Go
+
+$(FAKE_GCS):
+	@command -v go >/dev/null || { echo "make fake-gcs: Go is not installed; see https://go.dev/doc/install" >&2; exit 1; }
+	GOBIN=$(@D) go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION)
 
 clean: ## removes what make and the tools made; .beamrec with its data stays
 	rm -rf $(VENV) .mypy .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
