@@ -23,10 +23,10 @@ import pyarrow as pa
 import beamrec.transforms.coders  # noqa: F401
 from beamrec.io.arrow_types import check_key_type
 from beamrec.io.backend import Access, Backend, ConnectionLostError, Snapshot
-from beamrec.io.key_ranges import KeyRange, Slice, plan_ranges
+from beamrec.io.key_ranges import KeyRange, Slice, plan_ranges, plan_slices, slice_condition
 from beamrec.io.range_reader import Part, ShopTables, digest, read_products, read_range, slices_of
 from beamrec.io.registry import backend, reject_password, scheme_of
-from beamrec.io.table_reader import Rows, TableReader
+from beamrec.io.table_reader import Row, Rows, TableReader
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot
 from beamrec.schemas.shop import Shop, Table
@@ -41,6 +41,9 @@ CHECKS = "checks"
 _PATIENCE_SECONDS = 120.0
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
+
+# Fewer customers than this are not worth a connection of their own to count their ratings.
+_LEAST_CUSTOMERS = 50
 
 Answer = TypeVar("Answer")
 Element = SourceSnapshot | RatingsRange | RangeCheck
@@ -108,13 +111,24 @@ class _Reading:
         self.readers, self.tables = readers, tables
         self.taken_at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         self._range_rows, self._parallel = range_rows, parallel
-        self.ranges = readers.run(
-            lambda connection: plan_ranges(tables.ratings.key_counts(connection), range_rows)
-        )
-        self.counts = {
-            tables.ratings.name: sum(range_.rows for range_ in self.ranges),
-            **{each.name: readers.run(each.count) for each in (tables.customers, tables.products)},
-        }
+        entities = {each.name: readers.run(each.count) for each in (tables.customers, tables.products)}
+        self.ranges = plan_ranges(self._key_counts(entities[tables.customers.name]), range_rows)
+        ratings = sum(range_.rows for range_ in self.ranges)
+        self.counts = {tables.ratings.name: ratings, **entities}
+
+    def _key_counts(self, customers: int) -> list[tuple[Any, int]]:
+        """Ratings per customer key, counted by every connection between some quantiles of the customers."""
+        table, ratings = self.tables.customers, self.tables.ratings
+        step = max(_LEAST_CUSTOMERS, -(-customers // self._parallel))
+        bounds = self.readers.run(lambda c: table.bounds(c, 0, step))
+        mark = ratings.backend.PLACEHOLDER
+        conditions = [slice_condition(part, ratings.column(0), mark) for part in plan_slices(bounds)]
+
+        def count(where: tuple[str, Row]) -> list[tuple[Any, int]]:
+            return self.readers.run(lambda c: list(ratings.key_counts(c, *where)))
+
+        with ThreadPoolExecutor(self._parallel, "count") as pool:
+            return [each for counted in pool.map(count, conditions) for each in counted]
 
     def elements(self) -> Iterator[RatingsRange | RangeCheck]:
         """Ranges in the order of their keys, read ahead of the one that is worked on."""

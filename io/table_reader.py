@@ -61,11 +61,13 @@ class TableReader:
         rows = self.backend.fetch(connection, f"SELECT COUNT(*) FROM {self.source}")  # noqa: S608
         return int(next(iter(rows))[0][0])
 
-    def key_counts(self, connection: Any) -> Iterator[tuple[Any, int]]:
-        """Rows per key, ascending in the database's order; integer keys as int."""
+    def key_counts(
+        self, connection: Any, condition: str = "1 = 1", parameters: Row = ()
+    ) -> Iterator[tuple[Any, int]]:
+        """Rows per key that meet a condition, ascending in the database's order; integer keys as int."""
         key = self.column(0)
-        sql = f"SELECT {key}, COUNT(*) FROM {self.source} GROUP BY {key} ORDER BY {key}"  # noqa: S608
-        for rows in self.backend.fetch(connection, sql):
+        sql = f"SELECT {key}, COUNT(*) FROM {self.source} WHERE {condition} GROUP BY {key} ORDER BY {key}"  # noqa: S608
+        for rows in self.backend.fetch(connection, sql, parameters):
             for value, count in rows:
                 yield self._key(value, 0), int(count)
 
