@@ -77,7 +77,10 @@ def _select(output: Path) -> str:
 
 
 def _slices(connection: duckdb.DuckDBPyConnection, *outputs: Path) -> list[tuple[int, int]]:
-    """Intervals of customers that hold about five million rows each, without a gap between them."""
+    """Intervals of customers that hold about five million rows each, without a gap between them.
+
+    They span the partitions of all outputs; an output that is one file has none.
+    """
     customers = sorted({int(p.name.partition("=")[2]) for o in outputs for p in o.glob("customerNumber=*")})
     if not customers:
         raise SystemExit(f"no partition of customerNumber in {outputs[0]}")

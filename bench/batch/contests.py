@@ -95,7 +95,7 @@ CONTESTS = (
             Entry(OURS, BIG),
             Entry(OURS, WIDE),
             Entry(OURS, LONG),
-            Entry("connectorx_duckdb", WIDE, timed=False),
+            Entry("reference", WIDE, timed=False),
         ),
     ),
 )

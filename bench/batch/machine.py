@@ -13,7 +13,7 @@ from server import Server
 
 __all__ = ["describe_machine"]
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 _OURS = ("apache-beam", "pyarrow", "numpy")
 _PEERS = ("connectorx", "duckdb", "pyarrow", "pyspark")
 

@@ -97,8 +97,9 @@ class _Sampler(threading.Thread):
             for pid in _tree(self._pid):
                 fields = _stat(pid)
                 if fields:
+                    # A child between fork and exec still shows its parent's memory: counted once it lasts.
+                    resident += int(fields[21]) * _PAGE if pid in self._cpu else 0
                     self._cpu[pid] = (int(fields[11]) + int(fields[12])) / _TICK
-                    resident += int(fields[21]) * _PAGE
                     self._high_water[pid] = _high_water(pid)
             self.peak_bytes = max(self.peak_bytes, resident, *self._high_water.values(), 0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["PEER_PYTHON", "install_peers", "jars"]
 
-_BENCH = Path(__file__).parents[1]
+_BENCH = Path(__file__).resolve().parents[1]
 _VENV = _BENCH / ".venv"
 _LOCK = _BENCH / "requirements.lock"
 _JARS = _VENV / "jars"

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from content import fingerprint, first_difference
+from content import Content, fingerprint, first_difference
 from contests import Contest, Entry
 from measure import Measurement, measure
 from results import Results
@@ -46,50 +46,60 @@ class Bench:
                     self._timed_run(contest, entry, number)
 
     def compare(self, contest: Contest) -> None:
-        """Runs each entry once, ours first on each shop, and holds its content against ours."""
+        """Holds the content of each entry against ours, unless that was done with the same code."""
         for shop in dict.fromkeys(entry.shop for entry in contest.entries):
-            entries = [entry for entry in contest.entries if entry.shop == shop]
-            if all(self._checked(contest, entry) for entry in entries):
-                continue
             ours = Entry(OURS, shop)
-            for entry in (ours, *(entry for entry in entries if entry.system != OURS)):
-                self._check(contest, entry, ours)
+            self._remove(ours)
+            if self._checked(ours) is None:
+                self._check_ours(contest, ours)
+            for entry in contest.entries:
+                if entry.shop == shop and self._checked(entry) is None:
+                    self._check_peer(contest, entry, ours)
             self._remove(ours)
 
-    def _check(self, contest: Contest, entry: Entry, ours: Entry) -> None:
+    def _check_ours(self, contest: Contest, ours: Entry) -> None:
+        measurement = self._run(contest, ours)
+        content = fingerprint(self._lake(ours))
+        if content.rows != ours.shop.ratings:
+            wanted = f"{ours.shop.database}: expected {ours.shop.ratings:,} rows"
+            raise SystemExit(f"{contest.name}: {wanted}, got {content.rows:,}")
+        self._record("check", contest, ours, measurement, content)
+
+    def _check_peer(self, contest: Contest, entry: Entry, ours: Entry) -> None:
+        if not self._output(ours).exists():
+            self._check_ours(contest, ours)
         measurement = self._run(contest, entry)
-        content = fingerprint(self._lake(entry))
-        difference = None
-        if entry != ours:
-            difference = first_difference(self._lake(ours), self._lake(entry))
-            self._remove(entry)
+        difference = first_difference(self._lake(ours), self._lake(entry))
         if difference:
             raise SystemExit(f"{contest.name}: {entry.system} on {entry.shop.database}: {difference}")
-        if content.rows != entry.shop.ratings:
-            raise SystemExit(
-                f"{contest.name}: {entry.system}: expected {entry.shop.ratings:,} rows, got {content.rows:,}"
-            )
-        self._record(
-            "check", contest, entry, measurement, ours=SYSTEMS[OURS].code, **dataclasses.asdict(content)
-        )
+        content = fingerprint(self._lake(entry))
+        if content != fingerprint(self._lake(ours)):
+            raise SystemExit(f"{contest.name}: {entry.system}: equal rows, but other hashes than beamrec's")
+        self._remove(entry)
+        self._record("check", contest, entry, measurement, content)
+
+    def _checked(self, entry: Entry) -> Content | None:
+        """The content that was compared, if neither its code nor our content changed since."""
+        contents = []
+        for system in (OURS, entry.system):
+            record = self.results.check(Entry(system, entry.shop), SYSTEMS[system].code)
+            contents.append(Content(record["rows"], record["fingerprint"]) if record else None)
+        return contents[1] if contents[0] == contents[1] else None
 
     def _timed_run(self, contest: Contest, entry: Entry, number: int) -> None:
-        checked = self._checked(contest, entry)
+        checked = self._checked(entry)
         if checked is None:
             raise SystemExit(
-                f"{contest.name}: the sources of {entry.system} changed during the bench; run it again"
+                f"the sources of {entry.system} or beamrec changed during the bench; run it again"
             )
         measurement = self._run(contest, entry)
-        content = dataclasses.asdict(fingerprint(self._lake(entry)))
+        content = fingerprint(self._lake(entry))
         self._remove(entry)
-        if any(checked[name] != value for name, value in content.items()):
+        if content != checked:
             raise SystemExit(
                 f"{contest.name}: {entry.system}, round {number}: other content than when compared"
             )
-        self._record("run", contest, entry, measurement, round=number, **content)
-
-    def _checked(self, contest: Contest, entry: Entry) -> "dict[str, object] | None":
-        return self.results.check(contest.name, entry, (SYSTEMS[entry.system].code, SYSTEMS[OURS].code))
+        self._record("run", contest, entry, measurement, content, number)
 
     def _run(self, contest: Contest, entry: Entry) -> Measurement:
         """A run on a new output folder, its tables in the server's memory and the disk quiet."""
@@ -110,17 +120,24 @@ class Bench:
         return measurement
 
     def _record(
-        self, kind: str, contest: Contest, entry: Entry, measurement: Measurement, **more: object
+        self,
+        kind: str,
+        contest: Contest,
+        entry: Entry,
+        measurement: Measurement,
+        content: Content,
+        number: int | None = None,
     ) -> None:
         record = {
             "kind": kind,
             "contest": contest.name,
             "system": entry.system,
             "shop": entry.shop.database,
+            "round": number,
             "code": SYSTEMS[entry.system].code,
             "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         }
-        self.results.append({**record, **dataclasses.asdict(measurement), **more})
+        self.results.append(record | dataclasses.asdict(measurement) | dataclasses.asdict(content))
 
     def _output(self, entry: Entry) -> Path:
         return self.work / f"output-{entry.system}"

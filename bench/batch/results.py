@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,10 @@ class Results:
         """Timed runs of an entry; of the given code, else of the newest."""
         return self._of("run", code, contest=contest, system=entry.system, shop=entry.shop.database)
 
-    def check(self, contest: str, entry: Entry, codes: Sequence[str]) -> Record | None:
-        """The comparison of an entry's content with ours, made with these codes (its own, ours)."""
-        found = [
-            r
-            for r in self._of("check", codes[0], contest=contest, system=entry.system)
-            if r["ours"] == codes[1]
-        ]
-        return next((r for r in reversed(found) if r["shop"] == entry.shop.database), None)
+    def check(self, entry: Entry, code: str) -> Record | None:
+        """The newest comparison of an entry's content with ours, made with its code."""
+        found = self._of("check", code, system=entry.system, shop=entry.shop.database)
+        return found[-1] if found else None
 
     def machine(self) -> Record:
         """What the newest runs ran on."""

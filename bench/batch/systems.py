@@ -11,7 +11,7 @@ from server import Server
 
 __all__ = ["OURS", "SYSTEMS", "System"]
 
-_BATCH = Path(__file__).parent
+_BATCH = Path(__file__).resolve().parent
 _ROOT = _BATCH.parents[1]
 _PEERS = _BATCH / "peers"
 _OUR_FOLDERS = ("schemas", "transforms", "io", "runners", "pipelines")
@@ -104,6 +104,12 @@ SYSTEMS = {
             "PySpark local[2], JDBC, tuned",
             _peer("pyspark_jdbc.py", _SPARK_JARS, "--tuned"),
             (*_script("pyspark_jdbc.py"), _BATCH / "peers_setup.py"),
+        ),
+        System(
+            "reference",
+            "the database's own join",
+            _peer("reference.py"),
+            _script("reference.py"),
         ),
         System(
             "beam_dicts",
