@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 import beamrec.transforms.coders  # noqa: F401
 from beamrec.schemas.shop import Feature
+from beamrec.transforms.numbers import to_float64
 
 __all__ = ["BuildFeatures", "build_features"]
 
@@ -55,24 +56,17 @@ class BuildFeatures(beam.PTransform):  # type: ignore[misc]
 def _feature(column: pa.Array, feature: Feature) -> pa.Array:
     try:
         if feature.kind == "number":
-            return pc.cast(_float64(column), pa.float32(), safe=False)
+            return pc.cast(to_float64(column), pa.float32(), safe=False)
         return _text(column)
     except pa.ArrowInvalid:
         # Arrow's message would quote the value, which may be personal.
         raise ValueError(f"feature {feature.column}: not readable as a {feature.kind}") from None
 
 
-def _float64(column: pa.Array) -> pa.Array:
-    """Correctly rounded: Arrow's own cast multiplies a decimal by 0.01, which may be one unit off."""
-    if pa.types.is_decimal(column.type):
-        column = pc.cast(column, pa.string())
-    return pc.cast(column, pa.float64(), safe=False)
-
-
 def _text(column: pa.Array) -> pa.Array:
     """Equal numbers give equal text, whatever their type: 5, 5.0 and 5.00 are all "5"."""
     if pa.types.is_decimal(column.type) or pa.types.is_floating(column.type):
-        numbers = _float64(column)
+        numbers = to_float64(column)
         integers = pc.cast(numbers, pa.int64(), safe=False)
         is_integer = pc.equal(pc.cast(integers, pa.float64(), safe=False), numbers)
         return pc.if_else(is_integer, pc.cast(integers, pa.string()), pc.cast(numbers, pa.string()))

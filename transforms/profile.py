@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.report import ColumnProfile, EntityProfile, Report
 from beamrec.schemas.shop import Feature, Shop
-from beamrec.transforms.sketches import CategorySketch, NumberSketch, sampling_levels, to_floats
+from beamrec.transforms.numbers import to_float64
+from beamrec.transforms.sketches import CategorySketch, NumberSketch, sampling_levels
 
 __all__ = ["Profile", "ProfileRatings", "merge_profiles", "profile_range", "report_of"]
 
@@ -219,7 +220,7 @@ def _histogram(counts: _Ints) -> Counter[int]:
 
 
 def _floats(values: pa.Array, counts: npt.NDArray[np.int64]) -> Counter[float]:
-    numbers = to_floats(values).to_pylist()
+    numbers = to_float64(values).to_pylist()
     found: Counter[float] = Counter()
     for number, count in zip(numbers, counts.tolist(), strict=True):
         found[number] += count

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.shop import Feature, Table
+from beamrec.transforms.numbers import to_float64
 from beamrec.transforms.rejects import shown
 
 __all__ = ["BrokenRule", "Mask", "broken_rules", "first_broken", "is_empty", "true_where", "within"]
@@ -112,7 +113,7 @@ def _scale(column: pa.Array, bound: Any, where: str) -> pa.Array:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise UsageError(f"{where}: min and max are numbers, the database has {kind}; mend --shop")
     # Rounding keeps the order: only a value within one part in 2**53 of a bound can pass for the bound.
-    return pc.cast(column, pa.float64(), safe=False)
+    return to_float64(column)
 
 
 def _bounds(feature: Feature) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamrec.schemas.report import Categories, Numbers, bucket_of
+from beamrec.transforms.numbers import to_float64
 
 __all__ = [
     "MAX_CATEGORIES",
@@ -22,7 +23,6 @@ __all__ = [
     "NumberSketch",
     "sampling_levels",
     "sum_by",
-    "to_floats",
 ]
 
 MAX_CATEGORIES = 16_384
@@ -69,7 +69,7 @@ class NumberSketch:
           weights: [num_values], positive; below 2**36 together.
         """
         valid = pc.is_valid(values).to_numpy(zero_copy_only=False)
-        numbers = to_floats(values.filter(pa.array(valid))).to_numpy()
+        numbers = to_float64(values.filter(pa.array(valid))).to_numpy()
         finite = np.isfinite(numbers)
         numbers, counts = numbers[finite], weights[valid][finite]
         buckets, sums = sum_by(bucket_of(numbers), counts)
@@ -231,14 +231,6 @@ def sum_by(keys: _Ints, counts: _Ints) -> tuple[_Ints, _Ints]:
     ordered = keys[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))[: len(keys)]
     return ordered[starts], np.add.reduceat(counts[order], starts) if len(keys) else counts
-
-
-def to_floats(values: pa.Array) -> pa.Array:
-    """Numbers of any type as the nearest float64: [num_values]."""
-    if pa.types.is_decimal(values.type):
-        # Arrow's own cast of a decimal multiplies, and 21000.35 comes out as 21000.350000000002.
-        values = pc.cast(values, pa.string())
-    return pc.cast(values, pa.float64(), safe=False)
 
 
 def _exact_sum(values: npt.NDArray[np.float64], counts: _Ints) -> int:

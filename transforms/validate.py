@@ -15,6 +15,7 @@ from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.ranges import EntityTally, MalformedRow, RatingsRange
 from beamrec.schemas.shop import Shop, Table
 from beamrec.transforms.entities import CheckedTable, check_table
+from beamrec.transforms.numbers import to_float64
 from beamrec.transforms.rejects import Rejects, canonical_json, drop_repeated, letter_order, shown
 from beamrec.transforms.rules import Mask, first_broken, is_empty, true_where, within
 
@@ -231,8 +232,7 @@ def _among(values: pa.Array, keys: frozenset[Any]) -> Mask:
 
 
 def _on_scale(rating: pa.Array, shop: Shop) -> Mask:
-    values = pc.cast(rating, pa.float64(), safe=False)
-    return within(values, shop.ratings.min_rating, shop.ratings.max_rating)
+    return within(to_float64(rating), shop.ratings.min_rating, shop.ratings.max_rating)
 
 
 def _message(rule: str, row: dict[str, Any], shop: Shop) -> str:

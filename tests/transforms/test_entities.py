@@ -75,6 +75,8 @@ def test_decimals_equal_to_a_bound_are_within_it() -> None:
     kept, rules = split(Feature("c", kind="number", min=0.1, max=0.3), cents.to_pylist(), MONEY)
     assert [str(value) for value in kept] == ["0.10", "0.30"]
     assert rules == ["out_of_range"] * 2
+    limit = pa.array(["21000.35"]).cast(MONEY).to_pylist()
+    assert split(Feature("c", kind="number", max=21000.35), limit, MONEY) == (limit, [])
 
 
 def test_what_is_no_number_is_out_of_range() -> None:

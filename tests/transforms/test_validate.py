@@ -1,6 +1,7 @@
 """Every rule sends the rows that break it, and only those, to the dead letters."""
 
 import dataclasses
+import decimal
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -175,6 +176,14 @@ def test_ratings_that_are_not_numbers_are_out_of_range() -> None:
     assert [letter.error_type for letter in letters] == ["rating_out_of_range"] * 3
     payloads = [json.loads(letter.payload)["productRating"] for letter in letters]
     assert payloads == ["-inf", "inf", "nan"]
+
+
+def test_a_decimal_rating_may_be_the_end_of_the_scale() -> None:
+    top = decimal.Decimal("21000.35")  # of which Arrow's own cast makes 21000.350000000002
+    scale = dataclasses.replace(CLASSICMODELS.ratings, max_rating=21000.35)
+    shop = dataclasses.replace(CLASSICMODELS, ratings=scale)
+    range_ = ratings_range((103, "S1", top), rating_type=pa.decimal128(10, 2))  # type: ignore[arg-type]
+    assert validate_ratings(range_, shop, "sqlite").dead_letters == ()
 
 
 def test_a_text_key_that_is_empty_names_no_partition() -> None:
