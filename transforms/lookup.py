@@ -39,7 +39,7 @@ class KeyIndex:
 
 def find_rows(values: pa.Array, keys: pa.Array) -> pa.Array:
     """`KeyIndex(keys).rows(values)` for keys that are used once."""
-    return pc.index_in(_comparable(values), value_set=_comparable(keys), skip_nulls=True)
+    return pc.index_in(_comparable(values, keys.type), value_set=_bits(keys), skip_nulls=True)
 
 
 class _HashTable:
@@ -47,7 +47,8 @@ class _HashTable:
 
     def __init__(self, keys: pa.Array, hashes: _Hashes, order: npt.NDArray[np.int32]) -> None:
         bits = len(hashes).bit_length() + 1
-        self._keys = _comparable(keys)
+        self._type = keys.type
+        self._keys = _bits(keys)
         self._shift = np.uint64(64 - bits)
         self._order = order
         self._hashes = hashes
@@ -76,19 +77,28 @@ class _HashTable:
             missed = missed[self._hashes[places[missed]] != hashes[missed]]
         rows = pa.array(self._order[places])
         # Equal hashes are no proof: what was found is compared with what was looked for.
-        return pc.if_else(pc.equal(_comparable(values), self._keys.take(rows)), rows, None)
+        return pc.if_else(pc.equal(_comparable(values, self._type), self._keys.take(rows)), rows, None)
 
 
-def _comparable(values: pa.Array) -> pa.Array:
-    """Integers of one width."""
+def _bits(values: pa.Array) -> pa.Array:
+    """Integers as the 64 bits of an int64, text as it is."""
     return pc.cast(values, pa.int64(), safe=False) if pa.types.is_integer(values.type) else values
+
+
+def _comparable(values: pa.Array, keys: pa.DataType) -> pa.Array:
+    """Bits that only an equal key has; NULL where no key of that type can be equal."""
+    bits = _bits(values)
+    if pa.types.is_integer(values.type) and pa.types.is_uint64(values.type) != pa.types.is_uint64(keys):
+        # -1 and 2**64 - 1 have the same bits.
+        return pc.if_else(pc.less(bits, 0), None, bits)
+    return bits
 
 
 def _hash(values: pa.Array) -> _Hashes:
     """64 bits of each value; NULL has those of some value."""
     if not pa.types.is_integer(values.type):
         return _hash_text(values)
-    numbers: _Hashes = pc.fill_null(_comparable(values), 0).to_numpy().view(np.uint64)
+    numbers: _Hashes = pc.fill_null(_bits(values), 0).to_numpy().view(np.uint64)
     return _mixed(numbers)
 
 

@@ -57,3 +57,19 @@ def test_integers_are_found_across_widths() -> None:
     assert INTEGERS.rows(pa.array([3, None, -10], pa.int8())).to_pylist() == [13, None, 0]
     assert INTEGERS.rows(pa.array([65_535, 2**32 - 1], pa.uint32())).to_pylist() == [65_545, None]
     assert KeyIndex(pa.array([7], pa.uint8())).rows(pa.array([7, 8], pa.int32())).to_pylist() == [0, None]
+
+
+@pytest.mark.parametrize("more", [0, MANY], ids=["few", "many"])
+def test_integers_of_both_signs_and_64_bits_are_numbers(more: int) -> None:
+    unsigned = KeyIndex(pa.array([2**64 - 1, 2**63, *range(more + 1)], pa.uint64()))
+    assert unsigned.rows(pa.array([-1, -(2**63), 0, None])).to_pylist() == [None, None, 2, None]
+    assert unsigned.rows(pa.array([-1], pa.int8())).to_pylist() == [None]
+    assert unsigned.rows(pa.array([2**64 - 1, 2**63], pa.uint64())).to_pylist() == [0, 1]
+    signed = KeyIndex(pa.array([-1, -(2**63), *range(more + 1)], pa.int64()))
+    assert signed.rows(pa.array([2**64 - 1, 2**63, 0, None], pa.uint64())).to_pylist() == [
+        None,
+        None,
+        2,
+        None,
+    ]
+    assert signed.rows(pa.array([-1, -(2**63)])).to_pylist() == [0, 1]
