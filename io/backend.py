@@ -7,15 +7,9 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from beamrec.schemas.errors import UnavailableError
-
-__all__ = ["Access", "Backend", "ConnectionLostError", "Query", "Snapshot", "SnapshotMode"]
+__all__ = ["Access", "Backend", "Query", "Snapshot", "SnapshotMode"]
 
 SnapshotMode = Literal["auto", "shared", "connection", "checksums"]
-
-
-class ConnectionLostError(UnavailableError):
-    """A connection broke or could not be made for a reason that may pass; reading is tried again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +70,10 @@ class Backend(Protocol):
     """What a module registered under `tables` offers; a connection is the driver's own.
 
     Every function may raise `ConnectionLostError`, `UnavailableError` for what waiting does not mend, and
-    `UsageError`; no driver's error leaves the module from `connect`, `open_snapshot`, `reconnect`, `fetch`
-    and `read`. Messages name host and database, never a password.
+    `UsageError`; a driver's error leaves the module from none of them while within `connect`. Messages
+    name host and database, never a password. Connections are used by one thread at a time, but not always
+    by the same. SQL that callers write is `SELECT … WHERE … GROUP BY … ORDER BY … LIMIT … OFFSET` over quoted
+    names and placeholders; comparison, grouping and order of a column must agree with each other.
     """
 
     PLACEHOLDER: str
@@ -101,7 +97,13 @@ class Backend(Protocol):
         """Drops a connection at once, also a broken one; never raises."""
 
     def column_types(self, connection: Any, table: str) -> dict[str, pa.DataType]:
-        """Columns of a table with their Arrow types; raises UsageError if there is no such table."""
+        """Columns of a table with their Arrow types; raises UsageError if there is no such table.
+
+        Integers, float32, float64, decimals, string, binary, date32 and timestamps; Booleans are int8.
+        """
+
+    def collation(self, connection: Any, table: str, column: str) -> str:
+        """What a text column is compared and ordered by: equal texts for columns that agree."""
 
     def quote(self, identifier: str) -> str:
         """An identifier as it stands in SQL, whatever characters it holds."""
@@ -129,4 +131,4 @@ class Backend(Protocol):
         """Opens a connection that may create tables; makes an SQLite file that is not there."""
 
     def table_names(self, connection: Any) -> set[str]:
-        """Names of the tables and views, in lower case."""
+        """Names of the tables and views, as the database spells them."""

@@ -8,10 +8,11 @@ __all__ = [
     "KeyRange",
     "Slice",
     "entity_condition",
-    "plan_ranges",
+    "pack_keys",
     "plan_slices",
     "ratings_condition",
     "slice_condition",
+    "with_entities",
 ]
 
 Condition = tuple[str, tuple[Any, ...]]
@@ -53,25 +54,32 @@ class Slice:
     until: Any
 
 
-def plan_ranges(key_counts: Iterable[tuple[Any, int]], max_rows: int) -> list[KeyRange]:
+def pack_keys(key_counts: Iterable[tuple[Any, int]], max_rows: int) -> list[KeyRange]:
     """Packs keys into ranges of at most `max_rows` rows; a key with more rows is a range of its own.
 
     Args:
       key_counts: (key, number of rows), ascending by key in the database's own order; None is NULL.
-      max_rows: rows that a worker holds at a time.
+      max_rows: rows that a range may have.
     """
     ranges: list[KeyRange] = []
+    lower = upper = None
+    total = 0
     for key, rows in key_counts:
-        last = ranges[-1] if ranges else None
-        if last and key is not None and not last.is_null and last.rows + rows <= max_rows:
-            ranges[-1] = dataclasses.replace(last, upper=key, rows=last.rows + rows)
-        else:
-            ranges.append(KeyRange(key, key, rows))
-    return _with_entities(ranges)
+        if total and None not in (key, upper) and total + rows <= max_rows:
+            upper, total = key, total + rows
+            continue
+        if total:
+            ranges.append(KeyRange(lower, upper, total))
+        lower, upper, total = key, key, rows
+    return [*ranges, KeyRange(lower, upper, total)] if total else ranges
 
 
-def _with_entities(ranges: Sequence[KeyRange]) -> list[KeyRange]:
-    """Gives every range its share of the entities: up to its last key, the last range all that is left."""
+def with_entities(ranges: Sequence[KeyRange]) -> list[KeyRange]:
+    """Gives every range its share of the entities: up to its last key, the last range all that is left.
+
+    Args:
+      ranges: of one table, ascending; the range of NULL keys may stand anywhere.
+    """
     keyed = [range_ for range_ in ranges if not range_.is_null]
     nulls = [range_ for range_ in ranges if range_.is_null]
     inner = [range_.upper for range_ in keyed[:-1]]

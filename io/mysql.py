@@ -24,6 +24,7 @@ __all__ = [
     "PASSWORD_VARIABLE",
     "PLACEHOLDER",
     "close",
+    "collation",
     "column_types",
     "connect",
     "connect_for_writing",
@@ -143,14 +144,16 @@ def _independent(stack: contextlib.ExitStack, access: Access, connection: Connec
 
 
 def _are_transactional(connection: Connection, tables: Sequence[str]) -> bool:
-    """Whether every base table has a transactional engine; a view is as good as InnoDB, the default."""
+    """Whether every table has a transactional engine; a view might be over any table of the database."""
     marks = ", ".join(["LOWER(%s)"] * len(tables))
+    named = f"LOWER(t.table_name) IN ({marks})"
     sql = (
-        "SELECT COUNT(*) FROM information_schema.tables t JOIN information_schema.engines e "  # noqa: S608
-        "ON e.engine = t.engine WHERE t.table_schema = DATABASE() AND e.transactions <> 'YES' "
-        f"AND LOWER(t.table_name) IN ({marks})"
+        f"SELECT SUM(t.table_type = 'VIEW' AND {named}), SUM(e.transactions <> 'YES' AND {named}), "  # noqa: S608
+        "SUM(e.transactions <> 'YES') FROM information_schema.tables t "
+        "LEFT JOIN information_schema.engines e ON e.engine = t.engine WHERE t.table_schema = DATABASE()"
     )
-    return all(int(count) == 0 for rows in fetch(connection, sql, tables) for (count,) in rows)
+    ((views, others, of_database),) = next(fetch(connection, sql, (*tables, *tables)))
+    return not int(others or 0) and not (int(views or 0) and int(of_database or 0))
 
 
 def column_types(connection: Connection, table: str) -> dict[str, pa.DataType]:
@@ -169,6 +172,15 @@ def column_types(connection: Connection, table: str) -> dict[str, pa.DataType]:
         return {name: arrow_type(declared) for name, declared in rows}
     except ValueError as error:
         raise UsageError(f"table {table}: {error}; give --shop a view without that column") from None
+
+
+def collation(connection: Connection, table: str, column: str) -> str:
+    """The name of a column's collation."""
+    sql = (
+        "SELECT collation_name FROM information_schema.columns WHERE table_schema = DATABASE() "
+        "AND table_name = %s AND column_name = %s"
+    )
+    return str([name for rows in fetch(connection, sql, (table, column)) for (name,) in rows])
 
 
 def quote(identifier: str) -> str:

@@ -12,9 +12,8 @@ import pymysql
 from pymysql.connections import Connection
 from pymysql.converters import conversions
 
-from beamrec.io.backend import ConnectionLostError
 from beamrec.io.registry import reject_password
-from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
+from beamrec.schemas.errors import BeamrecError, ConnectionLostError, UnavailableError, UsageError
 
 __all__ = ["PASSWORD_VARIABLE", "close", "open_connection", "shown", "translated"]
 

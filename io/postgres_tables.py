@@ -19,9 +19,9 @@ import psycopg2
 import pyarrow as pa
 from pyarrow import csv
 
-from beamrec.io.backend import Access, ConnectionLostError, Query, Snapshot
+from beamrec.io.backend import Access, Query, Snapshot
 from beamrec.io.csv_rows import parse_rows
-from beamrec.io.postgres_readers import (
+from beamrec.io.postgres_connection import (
     PASSWORD_VARIABLE,
     Connection,
     begin,
@@ -29,12 +29,13 @@ from beamrec.io.postgres_readers import (
     open_connection,
     translated,
 )
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.schemas.errors import ConnectionLostError, UnavailableError, UsageError
 
 __all__ = [
     "PASSWORD_VARIABLE",
     "PLACEHOLDER",
     "close",
+    "collation",
     "column_types",
     "connect",
     "connect_for_writing",
@@ -206,6 +207,17 @@ def column_types(connection: Connection, table: str) -> dict[str, pa.DataType]:
             "USAGE on the schema and SELECT on the table"
         )
     return {name: _arrow_type(declared) for name, declared in rows}
+
+
+def collation(connection: Connection, table: str, column: str) -> str:
+    """A column's collation and, for types that bring a comparison of their own (citext), the type."""
+    sql = (
+        "SELECT a.attcollation, pg_catalog.format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a "
+        "JOIN pg_catalog.pg_class c ON c.oid = a.attrelid WHERE c.relname = %s AND a.attname = %s "
+        "AND pg_catalog.pg_table_is_visible(c.oid)"
+    )
+    rows = [row for rows in fetch(connection, sql, (table, column)) for row in rows]
+    return str([(name, "citext" if type_ == "citext" else "text") for name, type_ in rows])
 
 
 def _arrow_type(declared: str) -> pa.DataType:

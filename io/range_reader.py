@@ -114,7 +114,8 @@ def digest(rows: Rows) -> tuple[int, int]:
     """Number of rows and the sum of their 64-bit hashes, malformed rows included."""
     batch, malformed = rows
     columns = ", ".join(f"c{position}" for position in range(batch.num_columns))
-    rows_ = pa.Table.from_batches([batch]).rename_columns([f"c{p}" for p in range(batch.num_columns)])
+    names = [f"c{position}" for position in range(batch.num_columns)]
+    rows_ = pa.Table.from_arrays([_hashable(column) for column in batch.columns], names=names)
     sql = f"SELECT count(*), coalesce(sum(hash({columns})::HUGEINT), 0) FROM read_rows"  # noqa: S608
     connection = _engine()
     connection.register("read_rows", rows_)
@@ -122,6 +123,11 @@ def digest(rows: Rows) -> tuple[int, int]:
     connection.unregister("read_rows")
     words = sum(zlib.crc32(repr(row).encode()) for row in malformed)
     return int(count) + len(malformed), int(total) + words
+
+
+def _hashable(column: pa.Array) -> pa.Array:
+    """DuckDB has no decimals of more than 38 digits."""
+    return pc.cast(column, pa.string()) if pa.types.is_decimal256(column.type) else column
 
 
 def _engine() -> duckdb.DuckDBPyConnection:

@@ -11,7 +11,10 @@ import contextlib
 import dataclasses
 import datetime as dt
 import functools
+import itertools
+import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +25,12 @@ import pyarrow as pa
 
 import beamrec.transforms.coders  # noqa: F401
 from beamrec.io.arrow_types import check_key_type
-from beamrec.io.backend import Access, Backend, ConnectionLostError, Snapshot
-from beamrec.io.key_ranges import KeyRange, Slice, plan_ranges, plan_slices, slice_condition
+from beamrec.io.backend import Access, Backend, Snapshot
+from beamrec.io.key_ranges import KeyRange, Slice, pack_keys, plan_slices, slice_condition, with_entities
 from beamrec.io.range_reader import Part, ShopTables, digest, read_products, read_range, slices_of
 from beamrec.io.registry import backend, reject_password, scheme_of
 from beamrec.io.table_reader import Row, Rows, TableReader
-from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.schemas.errors import BadDataError, ConnectionLostError, UnavailableError, UsageError
 from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot
 from beamrec.schemas.shop import Shop, Table
 
@@ -37,14 +40,16 @@ RATINGS = "ratings"
 SNAPSHOT = "snapshot"
 CHECKS = "checks"
 
-# An outage is waited out for this long, counted from the first failure of a piece of work.
+# An outage is waited out for this long; a range whose connection breaks more often is given up.
 _PATIENCE_SECONDS = 120.0
+_MOST_TRIES = 50
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
 
 # Fewer customers than this are not worth a connection of their own to count their ratings.
 _LEAST_CUSTOMERS = 50
 
+_log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 Element = SourceSnapshot | RatingsRange | RangeCheck
 
@@ -56,8 +61,10 @@ class _Readers:
         self._module, self._access, self._snapshot = module, access, snapshot
         self._stack = contextlib.ExitStack()
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._all = list(snapshot.readers)
         for connection in snapshot.readers:
             self._idle.put(connection)
+        self._ended = threading.Event()
         self.left_the_snapshot = snapshot.verify
         self.reconnects = 0
 
@@ -65,43 +72,68 @@ class _Readers:
         """Calls `work` with a connection, again from its start whenever the connection is lost.
 
         Raises:
-          ConnectionLostError: the database stayed away for two minutes.
+          ConnectionLostError: the database stayed away for two minutes, the connection was lost again and
+            again, or the reading has ended.
         """
         connection = self._idle.get()
         try:
-            began, wait = None, _FIRST_WAIT_SECONDS
-            while True:
+            for attempt in itertools.count(1):
                 try:
-                    connection = self._reconnect() if connection is None else connection
+                    connection = self._reconnected() if connection is None else connection
                     return work(connection)
                 except ConnectionLostError:
-                    began = began or time.monotonic()
-                    if connection is not None:
-                        self._module.close(connection)
-                        connection = None
-                    if time.monotonic() - began > _PATIENCE_SECONDS:
+                    if connection is None or attempt == _MOST_TRIES or self._ended.is_set():
                         raise
-                    time.sleep(wait)
-                    wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+                    self._module.close(connection)
+                    connection = None
+            raise AssertionError
         finally:
             self._idle.put(connection)
 
-    def _reconnect(self) -> Any:
-        self.reconnects += 1
-        if self._snapshot.token is not None:
+    def _reconnected(self) -> Any:
+        """A new connection; waits for a database that is away."""
+        gone_since, wait = time.monotonic(), _FIRST_WAIT_SECONDS
+        while True:
+            # The first attempt waits too: a server that is about to stop still answers.
+            if self._ended.wait(wait):
+                raise ConnectionLostError("reading has ended")
             try:
-                return self._module.reconnect(self._stack, self._access, self._snapshot.token)
+                return self._connect()
             except ConnectionLostError:
-                raise
-            except UnavailableError:
-                pass  # whoever held the snapshot open is gone, and the snapshot with it
-        connection = self._module.reconnect(self._stack, self._access, None)
-        self.left_the_snapshot = True
+                if time.monotonic() - gone_since > _PATIENCE_SECONDS:
+                    raise
+                wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+    def _connect(self) -> Any:
+        self.reconnects += 1
+        connection = None
+        if self._snapshot.token is not None:
+            # Where whoever held the snapshot open is gone, so is the snapshot.
+            with _unless_lost():
+                connection = self._module.reconnect(self._stack, self._access, self._snapshot.token)
+        if connection is None:
+            connection = self._module.reconnect(self._stack, self._access, None)
+            self.left_the_snapshot = True
+        self._all.append(connection)
         return connection
 
     def close(self) -> None:
-        """Closes the connections that were made here."""
+        """Ends waiting and reading in all threads, and closes what was opened here."""
+        self._ended.set()
+        for connection in self._all:
+            self._module.close(connection)
         self._stack.close()
+
+
+@contextlib.contextmanager
+def _unless_lost() -> Iterator[None]:
+    """Lets only lost connections through, of all that makes a database unavailable."""
+    try:
+        yield
+    except ConnectionLostError:
+        raise
+    except UnavailableError as error:
+        _log.warning("%s: what was read is read again at the end", error)
 
 
 class _Reading:
@@ -111,37 +143,39 @@ class _Reading:
         self.readers, self.tables = readers, tables
         self.taken_at = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
         self._range_rows, self._parallel = range_rows, parallel
-        entities = {each.name: readers.run(each.count) for each in (tables.customers, tables.products)}
-        self.ranges = plan_ranges(self._key_counts(entities[tables.customers.name]), range_rows)
-        ratings = sum(range_.rows for range_ in self.ranges)
-        self.counts = {tables.ratings.name: ratings, **entities}
+        self.counts = {each.name: readers.run(each.count) for each in (tables.customers, tables.products)}
+        self.ranges = with_entities(self._plan())
 
-    def _key_counts(self, customers: int) -> list[tuple[Any, int]]:
-        """Ratings per customer key, counted by every connection between some quantiles of the customers."""
+    def _plan(self) -> list[KeyRange]:
+        """Ranges of the ratings, counted by every connection between some quantiles of the customers."""
         table, ratings = self.tables.customers, self.tables.ratings
-        step = max(_LEAST_CUSTOMERS, -(-customers // self._parallel))
+        step = max(_LEAST_CUSTOMERS, -(-self.counts[table.name] // self._parallel))
         bounds = self.readers.run(lambda c: table.bounds(c, 0, step))
         mark = ratings.backend.PLACEHOLDER
         conditions = [slice_condition(part, ratings.column(0), mark) for part in plan_slices(bounds)]
 
-        def count(where: tuple[str, Row]) -> list[tuple[Any, int]]:
-            return self.readers.run(lambda c: list(ratings.key_counts(c, *where)))
+        def pack(where: tuple[str, Row]) -> list[KeyRange]:
+            return self.readers.run(lambda c: pack_keys(ratings.key_counts(c, *where), self._range_rows))
 
-        with ThreadPoolExecutor(self._parallel, "count") as pool:
-            return [each for counted in pool.map(count, conditions) for each in counted]
+        with ThreadPoolExecutor(self._parallel, "plan") as pool:
+            return [range_ for packed in pool.map(pack, conditions) for range_ in packed]
 
     def elements(self) -> Iterator[RatingsRange | RangeCheck]:
         """Ranges in the order of their keys, read ahead of the one that is worked on."""
         products, checks = self.readers.run(lambda c: read_products(self.tables, c))
         yield from checks
-        with ThreadPoolExecutor(self._parallel, "read") as pool:
-            try:
-                for number, future in enumerate(self._ahead(pool, products)):
-                    range_, checks = future.result()
-                    yield from checks
-                    yield dataclasses.replace(range_, counts_products=number == 0)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(self._parallel, "read")
+        try:
+            # Counted apart from the plan, so that the account does not rest on the ranges.
+            total = pool.submit(self.readers.run, self.tables.ratings.count)
+            for number, future in enumerate(self._ahead(pool, products)):
+                range_, checks = future.result()
+                yield from checks
+                yield dataclasses.replace(range_, counts_products=number == 0)
+            self.counts[self.tables.ratings.name] = total.result()
+        finally:
+            # Without waiting: whoever closes the readers ends what is still being read.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _ahead(self, pool: ThreadPoolExecutor, products: Rows) -> Iterator[Future[Any]]:
         waiting: collections.deque[Future[Any]] = collections.deque()
@@ -189,6 +223,7 @@ def read_ratings(access: Access, shop: Shop, range_rows: int) -> Iterator[Elemen
     module: Backend = backend("tables", access.uri, "--source")
     with module.connect(access.uri, access.secret) as connection, contextlib.ExitStack() as stack:
         tables = _open_tables(module, connection, shop, access.bulk)
+        _check_collations(module, connection, tables)
         names = [table.name for table in tables.all]
         snapshot = module.open_snapshot(stack, access, connection, names)
         readers = _Readers(module, access, snapshot)
@@ -323,6 +358,20 @@ def _check_ratings(shop: Shop, ratings: pa.Schema) -> None:
     )
     if not any(kind(rating.type) for kind in numeric):
         raise UsageError(f"{shop.ratings.name}.{rating.name}: expected numbers, got {rating.type}")
+
+
+def _check_collations(module: Backend, connection: Any, tables: ShopTables) -> None:
+    """Ranges and look-ups by key go over two tables, whose columns must agree on what is equal and next."""
+    for position, entities in enumerate((tables.customers, tables.products)):
+        if not pa.types.is_string(entities.schema.field(0).type):
+            continue
+        columns = (tables.ratings.name, tables.ratings.actual[position]), (entities.name, entities.actual[0])
+        if module.collation(connection, *columns[0]) != module.collation(connection, *columns[1]):
+            one, other = (".".join(column) for column in columns)
+            raise UsageError(
+                f"{one} and {other} are compared by other rules (collations); expected equal ones: "
+                "give --shop a view with COLLATE, or change a column"
+            )
 
 
 def _training_types(shop: Shop, tables: ShopTables) -> dict[str, str]:

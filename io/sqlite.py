@@ -17,6 +17,7 @@ from beamrec.schemas.errors import UnavailableError, UsageError
 __all__ = [
     "PLACEHOLDER",
     "close",
+    "collation",
     "column_types",
     "connect",
     "connect_for_writing",
@@ -119,6 +120,13 @@ def column_types(connection: sqlite3.Connection, table: str) -> dict[str, pa.Dat
             f"expected a table {table} in the database, found none; name the right one in --shop"
         )
     return {name: _type(connection, table, name, declared) for _, name, declared, *_ in rows}
+
+
+def collation(connection: sqlite3.Connection, table: str, column: str) -> str:
+    """How a text column compares: SQLite names no column's collation, but uses it behind a subquery too."""
+    texts = f"SELECT {quote(column)} AS x FROM {quote(table)} WHERE 0 UNION ALL SELECT 'a'"  # noqa: S608
+    ((case, blanks),) = connection.execute(f"SELECT x = 'A', x = 'a ' FROM ({texts})").fetchall()  # noqa: S608
+    return f"equal but for case: {case}, but for trailing blanks: {blanks}"
 
 
 def quote(identifier: str) -> str:

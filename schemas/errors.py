@@ -4,7 +4,7 @@
 unavailable. Messages say where, what was expected, what came and what to do next, and carry no secret.
 """
 
-__all__ = ["BadDataError", "BeamrecError", "UnavailableError", "UsageError"]
+__all__ = ["BadDataError", "BeamrecError", "ConnectionLostError", "UnavailableError", "UsageError"]
 
 
 class BeamrecError(Exception):
@@ -29,3 +29,7 @@ class UnavailableError(BeamrecError):
     """An outside system did not answer, refused the login or lacks a privilege."""
 
     exit_code = 4
+
+
+class ConnectionLostError(UnavailableError):
+    """A connection broke or could not be made for a reason that may pass; reading is tried again."""

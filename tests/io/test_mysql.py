@@ -153,6 +153,18 @@ def test_tables_without_transactions_have_no_snapshot(mariadb: Any, database: st
         assert "checksums" in snapshot.method
 
 
+def test_a_view_is_no_better_than_the_tables_that_it_may_be_over(mariadb: Any, database: str) -> None:
+    mariadb.execute(
+        "CREATE TABLE t (id int PRIMARY KEY)", "CREATE VIEW v AS SELECT * FROM t", database=database
+    )
+    access = Access(mariadb.uri(database))
+    for engine, verify in (("InnoDB", False), ("MyISAM", True)):
+        mariadb.execute(f"CREATE OR REPLACE TABLE my (id int) ENGINE={engine}", database=database)
+        with mysql.connect(access.uri) as connection, contextlib.ExitStack() as stack:
+            assert mysql.open_snapshot(stack, access, connection, ["v"]).verify is verify
+            assert mysql.open_snapshot(stack, access, connection, ["t"]).verify is False
+
+
 @given(
     st.lists(
         st.tuples(

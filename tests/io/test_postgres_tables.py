@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from beamrec.io import postgres_tables as tables
 from beamrec.io.arrow_types import to_array
-from beamrec.io.backend import ConnectionLostError, Query
-from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.io.backend import Query
+from beamrec.schemas.errors import BadDataError, ConnectionLostError, UnavailableError, UsageError
 
 pytestmark = pytest.mark.usefixtures("source_password")
 

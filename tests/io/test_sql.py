@@ -12,7 +12,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from beamrec.io.backend import Access
-from beamrec.io.key_ranges import KeyRange, plan_ranges
+from beamrec.io.key_ranges import KeyRange, pack_keys, with_entities
 from beamrec.io.sql import CHECKS, RATINGS, SNAPSHOT, ReadRatings, read_ratings
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.ranges import RatingsRange, SourceSnapshot
@@ -59,7 +59,7 @@ def read(path: Path, range_rows: int = 100) -> tuple[SourceSnapshot, list[Rating
 
 def test_ranges_hold_whole_keys_and_no_more_rows_than_asked() -> None:
     counts = [(1, 2), (2, 2), (3, 1), (5, 9), (6, 1), (7, 3)]
-    ranges = plan_ranges(counts, 4)
+    ranges = pack_keys(counts, 4)
     assert [(each.lower, each.upper, each.rows) for each in ranges] == [
         (1, 2, 4),
         (3, 3, 1),
@@ -70,9 +70,9 @@ def test_ranges_hold_whole_keys_and_no_more_rows_than_asked() -> None:
 
 def test_null_keys_are_a_range_of_their_own_wherever_the_database_sorts_them() -> None:
     null = KeyRange(None, None, 1, with_null_entities=True)
-    assert plan_ranges([(None, 1), (1, 1), (2, 1)], 9) == [null, KeyRange(1, 2, 2)]
-    assert plan_ranges([("a", 1), ("b", 1), (None, 1)], 9) == [null, KeyRange("a", "b", 2)]
-    assert plan_ranges([], 9) == []
+    assert with_entities(pack_keys([(None, 1), (1, 1), (2, 1)], 9)) == [null, KeyRange(1, 2, 2)]
+    assert with_entities(pack_keys([("a", 1), ("b", 1), (None, 1)], 9)) == [null, KeyRange("a", "b", 2)]
+    assert with_entities(pack_keys([], 9)) == []
 
 
 @pytest.mark.parametrize("range_rows", [1, 2, 100])
@@ -156,6 +156,22 @@ def test_every_customer_is_in_one_range_also_without_a_rating(database: Path, ra
         keys = [key for customers in counting for key in customers.column(0).to_pylist()]
         assert sorted(keys, key=repr) == sorted([-5, 0, 4, 6, 8, 99, 1, 2, 3, None], key=repr)
         assert snapshot.counts["viewers"] == len(keys)
+
+
+@pytest.mark.parametrize("column", ["viewer", "film"])
+def test_columns_that_are_ordered_by_other_rules_are_refused(tmp_path: Path, column: str) -> None:
+    shop = dataclasses.replace(SHOP, customers=dataclasses.replace(SHOP.customers, key_type="string"))
+    rules = {"viewer": "", "film": ""} | {column: " COLLATE NOCASE"}
+    path = tmp_path / "films.db"
+    run(
+        path,
+        "CREATE TABLE viewers (viewer text, town text)",
+        "CREATE TABLE films (film text, price decimal(6,2))",
+        f"CREATE TABLE stars (viewer text{rules['viewer']}, film text{rules['film']}, stars int)",
+        "INSERT INTO stars VALUES ('a', 'b', 3)",
+    )
+    with pytest.raises(UsageError, match=rf"stars\.{column} and .*compared by other rules.*view"):
+        list(read_ratings(Access(f"sqlite:///{path}"), shop, 5))
 
 
 def test_keys_that_the_database_holds_equal_are_joined(tmp_path: Path) -> None:

@@ -14,9 +14,14 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
-from beamrec.io.backend import ConnectionLostError
 from beamrec.io.postgres import NETWORK_OPTIONS, connection_options, refusal_hint
-from beamrec.schemas.errors import BadDataError, BeamrecError, UnavailableError, UsageError
+from beamrec.schemas.errors import (
+    BadDataError,
+    BeamrecError,
+    ConnectionLostError,
+    UnavailableError,
+    UsageError,
+)
 
 __all__ = ["PASSWORD_VARIABLE", "Connection", "begin", "close", "open_connection", "translated"]
 

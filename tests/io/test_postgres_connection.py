@@ -14,9 +14,9 @@ import pytest
 
 from beamrec.io import postgres_tables as tables
 from beamrec.io.arrow_types import to_array
-from beamrec.io.backend import Access, ConnectionLostError, Query
-from beamrec.io.postgres_readers import Connection
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.io.backend import Access, Query
+from beamrec.io.postgres_connection import Connection
+from beamrec.schemas.errors import ConnectionLostError, UnavailableError, UsageError
 
 pytestmark = pytest.mark.usefixtures("source_password")
 
