@@ -1,14 +1,22 @@
 """SQL column types as Arrow types, and values as Arrow arrays: one mapping for every database."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["NOT_OF_THE_TYPE", "arrow_type", "check_key_type", "misfits", "to_array"]
+__all__ = [
+    "NOT_OF_THE_TYPE",
+    "arrow_type",
+    "check_key_type",
+    "from_fitting",
+    "misfits",
+    "refuse_unknown",
+    "to_array",
+]
 
 _INTEGERS = {
     "tinyint": ("int8", "uint8"),
@@ -37,21 +45,25 @@ _OTHERS = {
     "time": pa.string(),
 }
 _TEXTS = {"char", "varchar", "nchar", "nvarchar", "character", "character varying", "text", "clob"}
-_TEXTS |= {"tinytext", "mediumtext", "longtext", "enum", "set", "json", "uuid", "inet6"}
+_TEXTS |= {"tinytext", "mediumtext", "longtext", "json", "uuid", "inet6"}
 _BYTES = {"binary", "varbinary", "blob", "tinyblob", "mediumblob", "longblob", "bytea"}
 # What `to_array` raises for a value that is not of the type.
 NOT_OF_THE_TYPE = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 _DECLARED = re.compile(r"\s*([a-z][a-z0-9 ]*?)\s*(?:\(([^)]*)\))?((?:\s+\w+)*)\s*", re.DOTALL)
+# Their values may hold brackets, commas and whatever else stands in a type.
+_ENUMERATED = re.compile(r"\s*(enum|set)\s*\(", re.IGNORECASE)
 _ATTRIBUTES = re.compile(r"\s+(unsigned|zerofill|signed)\b")
 
 
 def arrow_type(declared: str) -> pa.DataType:
     """The Arrow type of a declared SQL column type, such as `decimal(10,2)` or `int(10) unsigned`.
 
-    Raises:
-      ValueError: the type is not known.
+    One that is not known is Arrow's opaque type of that name: a table may have such columns, as long as
+    nobody reads them.
     """
+    if _ENUMERATED.match(declared):
+        return pa.string()
     text = declared.strip().lower()
     unsigned = "unsigned" in text or "zerofill" in text
     match = _DECLARED.fullmatch(_ATTRIBUTES.sub("", text))
@@ -59,21 +71,41 @@ def arrow_type(declared: str) -> pa.DataType:
     if name in _INTEGERS:
         return pa.type_for_alias(_INTEGERS[name][unsigned])
     if name in ("decimal", "numeric", "dec", "fixed"):
-        return _decimal(arguments)
+        return _decimal(arguments) or _unknown(declared)
     if name in _TEXTS:
         return pa.string()
     if name in _BYTES:
         return pa.binary()
-    if name in _OTHERS:
-        return _OTHERS[name]
-    raise ValueError(f"unknown column type {declared!r}")
+    return _OTHERS.get(name) or _unknown(declared)
 
 
-def _decimal(arguments: str | None) -> pa.DataType:
-    # The SQL standard's defaults as MySQL has them: precision 10, scale 0.
-    numbers = [int(n) for n in (arguments or "10").split(",")]
-    precision, scale = numbers[0], numbers[1] if len(numbers) > 1 else 0
-    return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+def refuse_unknown(types: Mapping[str, pa.DataType], table: str) -> None:
+    """Refuses columns that are to be read, by name, if the type of one is not known.
+
+    Raises:
+      UsageError: it is opaque.
+    """
+    for column, type_ in types.items():
+        if isinstance(type_, pa.OpaqueType):
+            raise UsageError(
+                f"table {table}, column {column}: unknown column type {type_.type_name!r}; "
+                "give --shop a view of it"
+            )
+
+
+def _unknown(declared: str) -> pa.DataType:
+    return pa.opaque(pa.null(), declared, "SQL")
+
+
+def _decimal(arguments: str | None) -> pa.DataType | None:
+    """None where no Arrow decimal is that wide."""
+    try:
+        # The SQL standard's defaults as MySQL has them: precision 10, scale 0.
+        numbers = [int(n) for n in (arguments or "10").split(",")]
+        precision, scale = numbers[0], numbers[1] if len(numbers) > 1 else 0
+        return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
+    except ValueError:
+        return None
 
 
 def check_key_type(type_: pa.DataType, key_type: str, where: str) -> None:
@@ -93,6 +125,8 @@ def check_key_type(type_: pa.DataType, key_type: str, where: str) -> None:
 def to_array(values: Sequence[object] | pa.Array, type_: pa.DataType) -> pa.Array:
     """Values of one column, native or as text, as an array of exactly that type; None is NULL.
 
+    A number is no date and no time: whether it counts seconds or milliseconds, and since when, is unknown.
+
     Raises:
       one of NOT_OF_THE_TYPE: a value does not fit.
     """
@@ -104,6 +138,8 @@ def to_array(values: Sequence[object] | pa.Array, type_: pa.DataType) -> pa.Arra
     array = values if isinstance(values, pa.Array) else pa.array(values)
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.int8())
+    if pa.types.is_temporal(type_) and pa.types.is_integer(array.type):
+        raise pa.ArrowTypeError(f"expected {type_}, got {array.type}")
     cast = pc.cast(array, type_)
     if pa.types.is_decimal(type_):
         _refuse_overflow(array, type_)
@@ -116,6 +152,14 @@ def _refuse_overflow(numbers: pa.Array, type_: pa.DataType) -> None:
     largest = pc.max(pc.abs(pc.cast(numbers, pa.float64()))).as_py()
     if largest is not None and largest > 1.5 * limit:
         raise pa.ArrowInvalid(f"a number does not fit into {type_}")
+
+
+def from_fitting(values: Sequence[object] | pa.Array, type_: pa.DataType) -> pa.Array:
+    """`to_array` of values that each fit the type, though not all are of one type themselves."""
+    try:
+        return to_array(values, type_)
+    except NOT_OF_THE_TYPE:
+        return pa.concat_arrays([to_array([value], type_) for value in values])
 
 
 def misfits(values: Sequence[object] | pa.Array, type_: pa.DataType) -> Iterator[int]:

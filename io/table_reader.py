@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from beamrec.io.arrow_types import NOT_OF_THE_TYPE, misfits, to_array
+from beamrec.io.arrow_types import NOT_OF_THE_TYPE, from_fitting, misfits, refuse_unknown, to_array
 from beamrec.io.backend import Backend, Query
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.ranges import MalformedRow
@@ -41,9 +41,10 @@ class TableReader:
     def open(
         cls, backend: Backend, connection: Any, table: str, columns: Sequence[str], bulk: bool
     ) -> "TableReader":
-        """Looks the table's columns up; raises UsageError if one is not there."""
+        """Looks the table's columns up; raises UsageError if one is not there or cannot be read."""
         types = backend.column_types(connection, table)
         actual = match_columns(columns, types, table)
+        refuse_unknown({name: types[name] for name in actual}, table)
         fields = [pa.field(column, types[name]) for column, name in zip(columns, actual, strict=True)]
         return cls(backend, table, pa.schema(fields), tuple(actual), bulk)
 
@@ -147,7 +148,7 @@ class TableReader:
                 bad.setdefault(row, position)
         malformed = tuple(self._malformed(columns, row, bad[row]) for row in sorted(bad))
         kept = [[_plain(v) for row, v in enumerate(values) if row not in bad] for values in columns]
-        arrays = [to_array(values, type_) for values, type_ in zip(kept, self.schema.types, strict=True)]
+        arrays = [from_fitting(values, type_) for values, type_ in zip(kept, self.schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema), malformed
 
     def _malformed(self, columns: list[Any], row: int, position: int) -> MalformedRow:

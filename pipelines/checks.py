@@ -116,7 +116,7 @@ def check_prism(location: str | None) -> str:
 
 def check_source(uri: str, shop: Shop) -> str:
     """The shop's database answers, has the tables and columns of the shop, and lets us read them."""
-    from beamrec.io.arrow_types import check_key_type
+    from beamrec.io.arrow_types import check_key_type, refuse_unknown
     from beamrec.io.registry import backend
 
     module = backend("tables", uri, "--source")
@@ -129,6 +129,7 @@ def check_source(uri: str, shop: Shop) -> str:
                     f"--source: table {table}: expected the column {missing[0]}, found "
                     f"{', '.join(types)}; name the right one in --shop"
                 )
+            refuse_unknown({column: types[column.lower()] for column in columns}, table)
             _read_one(module, connection, table, [name for name in columns if name.lower() in types])
         for entity in (shop.customers, shop.products):
             types = {n.lower(): t for n, t in module.column_types(connection, entity.name).items()}

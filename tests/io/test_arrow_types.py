@@ -3,7 +3,15 @@
 import pyarrow as pa
 import pytest
 
-from beamrec.io.arrow_types import NOT_OF_THE_TYPE, arrow_type, check_key_type, misfits, to_array
+from beamrec.io.arrow_types import (
+    NOT_OF_THE_TYPE,
+    arrow_type,
+    check_key_type,
+    from_fitting,
+    misfits,
+    refuse_unknown,
+    to_array,
+)
 from beamrec.schemas.errors import UsageError
 
 
@@ -23,6 +31,8 @@ from beamrec.schemas.errors import UsageError
         ("decimal(65,30)", pa.decimal256(65, 30)),
         ("varchar(50)", pa.string()),
         ("enum('a','b')", pa.string()),
+        ("enum('Small (S)','L, unsigned')", pa.string()),
+        ("SET('x)')", pa.string()),
         ("double", pa.float64()),
         ("double precision", pa.float64()),
         ("float", pa.float32()),
@@ -36,10 +46,12 @@ def test_a_declared_type_has_its_arrow_type(declared: str, expected: pa.DataType
     assert arrow_type(declared) == expected
 
 
-@pytest.mark.parametrize("declared", ["geometry", "my type", "", "vector(3)"])
-def test_an_unknown_type_is_an_error(declared: str) -> None:
-    with pytest.raises(ValueError, match="unknown column type"):
-        arrow_type(declared)
+@pytest.mark.parametrize("declared", ["geometry", "my type", "", "vector(3)", "decimal(77,0)", "decimal(x)"])
+def test_a_column_of_an_unknown_type_is_refused_if_it_is_read(declared: str) -> None:
+    refuse_unknown({"id": arrow_type("int")}, "t")
+    with pytest.raises(UsageError, match=r"table t, column c: unknown column type") as caught:
+        refuse_unknown({"id": arrow_type("int"), "c": arrow_type(declared)}, "t")
+    assert repr(declared) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,10 @@ def test_values_keep_their_value(
         (["0000-00-00"], pa.date32()),
         ([1, "secret"], pa.int64()),
         (["secret"], pa.float64()),
+        # Seconds since 1970, which Arrow would take for microseconds.
+        ([1097884800], pa.timestamp("us")),
+        ([1097884800], pa.date32()),
+        ([1097884800.5], pa.timestamp("us")),
     ],
 )
 def test_a_value_that_does_not_fit_is_found(values: list[object], type_: pa.DataType) -> None:
@@ -89,6 +105,13 @@ def test_a_value_that_does_not_fit_is_found(values: list[object], type_: pa.Data
     mixed = [*good, values[-1], *good, values[-1]]
     assert list(misfits(mixed, type_)) == [300, 601]
     assert list(misfits(good, type_)) == []
+
+
+def test_values_of_several_types_that_each_fit_are_kept() -> None:
+    values = [1, "2", None, 3.0]
+    assert list(misfits(values, pa.int32())) == []
+    assert from_fitting(values, pa.int32()).equals(pa.array([1, 2, None, 3], pa.int32()))
+    assert from_fitting([], pa.int32()).equals(pa.array([], pa.int32()))
 
 
 def test_a_key_must_be_of_the_shops_type() -> None:

@@ -146,6 +146,14 @@ def test_a_source_lacks_a_table_a_column_or_has_another_key_type(shop_db: Path, 
     assert "table products: expected the column MSRP" in message
     message = _sqlite_problem(shop_db, "ALTER TABLE products RENAME COLUMN price TO MSRP; DROP TABLE ratings")
     assert "expected a table ratings" in message
+    unknown = "ALTER TABLE products DROP COLUMN MSRP; ALTER TABLE products ADD COLUMN MSRP geometry"
+    message = _sqlite_problem(shop_db, f"{SHOP_TABLES[2]}; {unknown}")
+    assert "column MSRP: unknown column type 'geometry'" in message
+    message = _sqlite_problem(
+        shop_db,
+        "ALTER TABLE products DROP COLUMN MSRP; ALTER TABLE products ADD COLUMN MSRP DECIMAL(10,2); "
+        "DROP TABLE ratings",
+    )
     message = _sqlite_problem(
         shop_db, SHOP_TABLES[2] + "; DROP TABLE customers; " + SHOP_TABLES[0].replace("INT", "VARCHAR(9)", 1)
     )
