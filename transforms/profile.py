@@ -24,6 +24,8 @@ UNRATED_SAMPLE = 20
 
 # Profiles that a combiner holds before it merges them: merging costs as much as what has been gathered.
 _PENDING = 32
+# As many counts of products are 16 MB.
+_PENDING_COUNTS = 2_000_000
 
 _Ints = npt.NDArray[np.int64]
 _Sketch = NumberSketch | CategorySketch
@@ -174,7 +176,8 @@ class _Merge(beam.CombineFn):  # type: ignore[misc]
 
     def add_input(self, pending: list[Profile], profile: Profile) -> list[Profile]:
         pending.append(profile)
-        return pending if len(pending) < _PENDING else self.compact(pending)
+        held = len(pending) * len(profile.product_ratings)
+        return self.compact(pending) if len(pending) == _PENDING or held > _PENDING_COUNTS else pending
 
     def merge_accumulators(self, accumulators: Iterable[list[Profile]]) -> list[Profile]:
         merged: list[Profile] = []
