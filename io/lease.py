@@ -13,7 +13,7 @@ from beamrec.io.processes import process_start
 from beamrec.io.store import Store
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "lease_holder"]
 
 _BEAT_SECONDS = 5.0
 _EXPIRY_SECONDS = 30.0
@@ -25,6 +25,12 @@ class _Holder:
     host: str
     pid: int
     process_start: str | None
+
+
+def lease_holder(store: Store, folder: str) -> str | None:
+    """The run that a folder was leased to last, whether it still holds it or not; None if there was none."""
+    held = [name for name in store.names(folder) if name.endswith(".json")]
+    return _read_holder(store, f"{folder}/{held[-1]}").run if held else None
 
 
 class Lease:
@@ -89,7 +95,7 @@ class Lease:
         number = int(held[-1][:8])
         if f"{number:08d}.released" in names:
             return number + 1
-        holder = self._holder(f"{self._folder}/{held[-1]}")
+        holder = _read_holder(self._store, f"{self._folder}/{held[-1]}")
         if holder.host == socket.gethostname():
             if process_start(holder.pid) != holder.process_start:
                 return number + 1
@@ -99,13 +105,6 @@ class Lease:
             f"run {holder.run} (process {holder.pid} on {holder.host}) is writing to this output folder; "
             "stop it first (Ctrl-C drains it), or give this job another --output"
         )
-
-    def _holder(self, path: str) -> _Holder:
-        """Who wrote a lease; if it cannot be read, somebody elsewhere, of whom only the age counts."""
-        try:
-            return _Holder(**json.loads(self._store.read(path)))
-        except (ValueError, TypeError):
-            return _Holder("?", "?", 0, None)
 
     def _silent_seconds(self, number: int, names: list[str]) -> float:
         beats = [name for name in names if name.startswith(f"{number:08d}.")]
@@ -124,3 +123,11 @@ class Lease:
             with contextlib.suppress(UnavailableError):
                 self._store.create(self._path(self._number, f"beat{self._beat}"), str(time.time()).encode())
                 self._store.discard(self._path(self._number, f"beat{previous}"))
+
+
+def _read_holder(store: Store, path: str) -> _Holder:
+    """Who wrote a lease; if it cannot be read, somebody elsewhere, of whom only the age counts."""
+    try:
+        return _Holder(**json.loads(store.read(path)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return _Holder("?", "?", 0, None)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ _LEDGER_STAGED = "_ledger/staged"
 _STAGING = "_staging"
 _THREADS = 8
 _MANY = 64
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
 
 
 class LocalStore:
@@ -62,7 +64,7 @@ class LocalStore:
         return created
 
     def discard(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with self._explained(), contextlib.suppress(*_NOT_THERE):
             os.unlink(self._at(path))
 
     def read(self, path: str) -> bytes:
@@ -73,19 +75,20 @@ class LocalStore:
                 raise FileNotFoundError(path) from error
 
     def exists(self, path: str) -> bool:
-        return os.path.isfile(self._at(path))
+        # `os.path.isfile` takes a file that cannot be looked at for one that is not there.
+        with self._explained("read"), contextlib.suppress(*_NOT_THERE):
+            return stat.S_ISREG(os.stat(self._at(path)).st_mode)
+        return False
 
     def names(self, folder: str) -> list[str]:
-        try:
-            return sorted(os.listdir(self._at(folder)))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return sorted(entry.name for entry in self._entries(folder))
 
     def age_seconds(self, path: str) -> float:
         # Both times come from the file system that holds the store, not from this machine's clock.
         probe = self.stage(b"")
         try:
-            return os.stat(self._at(probe)).st_mtime - os.stat(self._at(path)).st_mtime
+            with self._explained("read"):
+                return os.stat(self._at(probe)).st_mtime - os.stat(self._at(path)).st_mtime
         finally:
             self.discard(probe)
 
@@ -105,13 +108,18 @@ class LocalStore:
         with self._explained():
             descriptor = os.open(self._base, os.O_RDONLY)
         try:
-            if not _lock(descriptor):
+            with self._explained():
+                locked = _lock(descriptor)
+            if not locked:
                 raise UsageError(
                     f"--output {self.uri}: another batch run writes there; wait for its end to run {run}"
                 )
             yield
         finally:
             os.close(descriptor)
+
+    def let_in_last(self) -> None:
+        return None
 
     def put(self, path: str, data: bytes | pa.Buffer, durable: bool = False) -> None:
         target = self._at(path)
@@ -150,15 +158,16 @@ class LocalStore:
         found = {}
         for path, entry in self._tree(folder):
             if not entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
+                with self._explained("read"), contextlib.suppress(FileNotFoundError):
                     found[path] = entry.stat(follow_symlinks=False).st_size
         return found
 
     def sizes_of(self, paths: Collection[str]) -> dict[str, int]:
         found = {}
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                found[path] = os.stat(self._at(path)).st_size
+        with self._explained("read"):
+            for path in paths:
+                with contextlib.suppress(*_NOT_THERE):
+                    found[path] = os.stat(self._at(path)).st_size
         return found
 
     def move_all(self, folder: str, paths: Sequence[str]) -> None:
@@ -208,27 +217,30 @@ class LocalStore:
                 yield path, entry
 
     def _entries(self, folder: str) -> "list[os.DirEntry[str]]":
-        try:
-            with os.scandir(self._at(folder)) as entries:
-                return list(entries)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with (
+            self._explained("read"),
+            contextlib.suppress(*_NOT_THERE),
+            os.scandir(self._at(folder)) as entries,
+        ):
+            return list(entries)
+        return []
 
     def _link(self, staged: str, path: str) -> bool:
         target = self.root / path
-        _make_folder(target.parent)
-        try:
-            os.link(self.root / staged, target)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
-                raise UsageError(
-                    f"output {self.root}: its file system has no hard links, which effect-once files need; "
-                    "give an output on another one"
-                ) from error
-            raise
-        _sync_folder(target.parent)
+        with self._explained():
+            _make_folder(target.parent)
+            try:
+                os.link(self.root / staged, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+                    raise UsageError(
+                        f"output {self.root}: its file system has no hard links, which effect-once files "
+                        "need; give an output on another one"
+                    ) from error
+                raise
+            _sync_folder(target.parent)
         return True
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pyarrow as pa
 import pyarrow.fs
 
-from beamrec.io.lease import Lease
+from beamrec.io.lease import Lease, lease_holder
 from beamrec.schemas.errors import UsageError
 
 __all__ = ["Address", "ObjectStore", "each", "known_flags"]
@@ -180,6 +180,9 @@ class ObjectStore(abc.ABC):
 
     def exclusive(self, run: str) -> contextlib.AbstractContextManager[Any]:
         return Lease(self, run, _LEASE)
+
+    def let_in_last(self) -> str | None:
+        return lease_holder(self, _LEASE)
 
     def stage(self, data: bytes) -> str:
         staged = f"{_STAGED}/{uuid.uuid4().hex}"

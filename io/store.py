@@ -75,6 +75,12 @@ class Store(Protocol):
           UsageError: on entry, if another run is in.
         """
 
+    def let_in_last(self) -> str | None:
+        """The run that `exclusive` let in last, even if it is out; None if there was none.
+
+        None too where a run cannot lose its place while its process lives.
+        """
+
     def put(self, path: str, data: Data, durable: bool = False) -> None:
         """Writes or replaces an object.
 

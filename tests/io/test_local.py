@@ -122,6 +122,30 @@ def test_a_read_only_output_is_told_and_stays_readable(small_disk: Callable[[str
     assert read_manifest(output) is not None
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store, path: store.create(path, b""),
+        lambda store, path: store.publish(store.stage(b""), path),
+        lambda store, path: store.discard(path),
+        lambda store, path: store.exists(path),
+        lambda store, path: store.names(path),
+        lambda store, path: store.age_seconds(path),
+        lambda store, path: store.sizes(path),
+        lambda store, path: store.sizes_of([path]),
+        lambda store, path: store.discard_tree(path),
+        lambda store, path: store.read(path),
+        lambda store, path: store.put(path, b""),
+    ],
+)
+def test_whatever_the_system_says_is_told_as_an_error_of_the_store(
+    tmp_path: Path, call: Callable[[LocalStore, str], object]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UnavailableError, match=f"{tmp_path}: cannot be .*: Too many levels"):
+        call(LocalStore(tmp_path), "loop/x")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_of_somebody_else_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
