@@ -14,7 +14,7 @@ from beamrec.io.manifest import TRAINING_FOLDER, Manifest
 from beamrec.io.partitions import BUCKET
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["Registered", "check_catalog", "hive_type", "register"]
+__all__ = ["Registered", "check_catalog", "check_types", "hive_type", "register"]
 
 _OPTION = "--catalog"
 _OWNER = "beamrec"
@@ -79,6 +79,19 @@ def check_catalog(uri: str, file_format: str) -> None:
         raise UsageError(
             f"{_OPTION}: readers of a Glue catalogue know no {file_format}; use --format parquet"
         )
+
+
+def check_types(types: Mapping[str, str]) -> None:
+    """Checks that every column can stand in a catalogue, before anything is published.
+
+    Args:
+      types: column → Arrow type, as the manifest writes it.
+
+    Raises:
+      UsageError: one has no Hive type.
+    """
+    for column, arrow_type in types.items():
+        hive_type(arrow_type, column)
 
 
 def register(uri: str, manifest: Manifest, location: str) -> Registered:

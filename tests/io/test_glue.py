@@ -8,7 +8,7 @@ from typing import Any
 import boto3
 import pytest
 
-from beamrec.io.glue import Registered, check_catalog, hive_type, register
+from beamrec.io.glue import Registered, check_catalog, check_types, hive_type, register
 from beamrec.io.manifest import TRAINING_FOLDER, DataFile, Manifest
 from beamrec.schemas.errors import UnavailableError, UsageError
 
@@ -171,6 +171,10 @@ def test_what_readers_of_the_catalogue_cannot_read_is_refused() -> None:
         check_catalog("glue://db/t", "tfrecord")
     with pytest.raises(UsageError, match=r"column x: Hive has no type for time64\[us\]"):
         hive_type("time64[us]", "x")
+    check_types(TYPES)
+    for odd in ("timestamp[us, tz=UTC]", "decimal256(50, 2)"):
+        with pytest.raises(UsageError, match=r"--catalog: column city: Hive has no type for"):
+            check_types({**TYPES, "city": odd})
 
 
 @pytest.mark.usefixtures("catalog")
