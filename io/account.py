@@ -16,15 +16,17 @@ class Account:
 
     Attributes:
       table: its name.
-      total: `COUNT(*)` in the snapshot.
+      total: `COUNT(*)` in the snapshot; of a table that changed while it was read, the rows read.
       good: rows that became training rows, or that training rows may refer to.
       letters: dead letters by the rule that they broke.
+      changed: whether the table changed while it was read, and that was accepted.
     """
 
     table: str
     total: int
     good: int
     letters: Counter[str]
+    changed: bool = False
 
     def to_dict(self) -> dict[str, int]:
         """As the manifest has it."""
@@ -32,7 +34,10 @@ class Account:
 
 
 def open_accounts(
-    counts: Mapping[str, int], good: Mapping[str, int], letters: Iterable[LetterFile]
+    counts: Mapping[str, int],
+    good: Mapping[str, int],
+    letters: Iterable[LetterFile],
+    changed: Mapping[str, int],
 ) -> list[Account]:
     """The accounts of the tables whose good rows were counted.
 
@@ -40,11 +45,13 @@ def open_accounts(
       counts: table → `COUNT(*)` in the snapshot.
       good: table → rows that keep every rule.
       letters: dead letters of all tables.
+      changed: table → rows that were read, of tables whose count is of another moment.
     """
     rules: dict[str, Counter[str]] = {table: Counter() for table in good}
     for file in letters:
         rules.setdefault(file.table, Counter()).update(file.rules)
-    return [Account(table, counts.get(table, 0), good.get(table, 0), rules[table]) for table in rules]
+    totals = {**counts, **changed}
+    return [Account(t, totals.get(t, 0), good.get(t, 0), rules[t], t in changed) for t in rules]
 
 
 def check_accounts(accounts: Iterable[Account], max_bad_fraction: float) -> None:
@@ -60,9 +67,10 @@ def check_accounts(accounts: Iterable[Account], max_bad_fraction: float) -> None
     for account in accounts:
         bad = account.letters.total()
         if account.good + bad != account.total:
+            holds = "{} rows were read" if account.changed else "the snapshot holds {} rows"
             raise BadDataError(
-                f"the account of table {account.table} does not add up: the snapshot holds {account.total} "
-                f"rows, {account.good} are good and {bad} dead letters; nothing was published"
+                f"the account of table {account.table} does not add up: {holds.format(account.total)}, "
+                f"{account.good} are good and {bad} dead letters; nothing was published"
             )
         if bad > max_bad_fraction * account.total:
             rules = ", ".join(f"{rule} {count}" for rule, count in account.letters.most_common())

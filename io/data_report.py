@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from beamrec.io.manifest import ExtraFile
 from beamrec.io.report_page import render
 from beamrec.io.store import Store
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.report import Report
 
 __all__ = ["REPORT_JSON", "REPORT_PAGE", "DriftLimits", "read_report", "stage_report"]
@@ -35,12 +35,10 @@ class DriftLimits:
     warn: float | None = 0.2
     fail: float | None = None
 
-    def compare(self, previous: Report, current: Report) -> dict[str, float]:
-        """Column → index; logs warnings. Raises BadDataError if a column moved too far."""
-        indices = dict(self.measure(previous, current))
+    def enforce(self, indices: Mapping[str, float]) -> None:
+        """Logs warnings. Raises BadDataError if a column moved too far."""
         for warning in self.check(indices, self.warn, self.fail):
             _log.warning("%s", warning)
-        return indices
 
 
 def read_report(store: Store) -> Report | None:
@@ -60,6 +58,7 @@ def stage_report(
     limits: DriftLimits | None,
     store: Store,
     folder: str,
+    refused: str,
 ) -> tuple[tuple[ExtraFile, ...], dict[str, float]]:
     """Compares a run's report with that of the run before, and stages it as JSON and as a page.
 
@@ -69,17 +68,24 @@ def stage_report(
       limits: None for no comparison.
       store: the output, with the previous report in it.
       folder: the run's staging folder.
+      refused: where the page is put for the user to look at, below the output, if a column moved too far.
 
     Returns:
       The files, with paths as they will be once published; and column → drift, empty for a first report.
 
     Raises:
-      BadDataError: a column moved too far.
+      BadDataError: a column moved too far; says where the page is.
     """
     previous = read_report(store) if limits else None
-    drift = limits.compare(previous, report) if limits and previous else None
+    drift = dict(limits.measure(previous, report)) if limits and previous else None
     warn, fail = (limits.warn, limits.fail) if limits else (None, None)
     page = render(report, drift=drift, previous=previous, dead_letters=dead_letters, warn=warn, fail=fail)
+    if limits and drift is not None:
+        try:
+            limits.enforce(drift)
+        except BadDataError as error:
+            store.put(refused, page.encode(), durable=True)
+            raise BadDataError(f"{error}. The report: {store.uri}/{refused}") from None
     files = []
     for path, data in ((REPORT_JSON, report.to_json()), (REPORT_PAGE, page.encode())):
         store.put(f"{folder}/{path}", data)

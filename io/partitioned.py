@@ -3,28 +3,28 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import apache_beam as beam
 
 from beamrec.io.account import Account, check_accounts, open_accounts
 from beamrec.io.data_report import DriftLimits, stage_report
 from beamrec.io.formats import FileOptions, Layout
-from beamrec.io.manifest import DataFile, ExtraFile, FileFormat, LetterFile, Manifest, Mode
+from beamrec.io.manifest import DataFile, ExtraFile, LetterFile, Manifest
 from beamrec.io.partitions import BUCKET
-from beamrec.io.publish import publish, staging_folder
+from beamrec.io.publish import REFUSED_FOLDER, publish, resume, staging_folder
 from beamrec.io.staging import StageExamples, write_dead_letters
 from beamrec.io.store import open_store
 from beamrec.schemas.deadletters import DeadLetter
-from beamrec.schemas.ranges import EntityTally, SourceSnapshot
+from beamrec.schemas.ranges import EntityTally, SourceSnapshot, Verified
 from beamrec.schemas.report import Report
 from beamrec.schemas.shop import Shop
 
 __all__ = ["BeforePublish", "WriteTrainingFiles"]
 
-# Takes what came in as "checks", in any order, and says for the manifest how the data was verified; raises
-# to keep it from being published.
-BeforePublish = Callable[[SourceSnapshot, Sequence[Any]], str]
+# Takes what came in as "checks", in any order, and says how the data was verified; raises to keep it from
+# being published.
+BeforePublish = Callable[[SourceSnapshot, Sequence[Any]], Verified]
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,7 +44,9 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
       files: format, partitions and mode.
       options: what the manifest says of the run's options.
       drift: how the report is compared with that of the run before; None for not at all.
-      before_publish: called once everything is staged and every row has its fate; picklable.
+      before_publish: called once everything is staged, before the account of the rows; picklable.
+      check_types: called then with column → Arrow type; raises UsageError where they do not suit whoever is
+        to read the files; picklable.
     """
 
     output: str
@@ -55,6 +57,7 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     drift: DriftLimits | None = None
     before_publish: BeforePublish | None = None
+    check_types: Callable[[Mapping[str, str]], None] | None = None
 
     def __post_init__(self) -> None:
         self._layout: Layout = self.files.layout(self.shop)
@@ -77,13 +80,18 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
         return write_dead_letters(letters, open_store(self.output), staging_folder(self.run))
 
     def _publish(self, tagged: Iterable[tuple[str, Any]]) -> Manifest:
-        parts = _Parts.of(tagged)
-        accounts = parts.accounts(self.shop)
+        return resume(self.output, self.run) or self._publish_first(_Parts.of(tagged))
+
+    def _publish_first(self, parts: "_Parts") -> Manifest:
+        if self.check_types:
+            self.check_types(parts.snapshot.types)
+        # Rows that came or went while the tables were read are no fault of the account.
+        verified = self.before_publish(parts.snapshot, parts.checks) if self.before_publish else Verified("")
+        accounts = parts.accounts(self.shop, verified)
         check_accounts(accounts, self.max_bad_fraction)
         extras, drift = self._report(parts.report, accounts)
-        verification = self.before_publish(parts.snapshot, parts.checks) if self.before_publish else ""
         manifest = dataclasses.replace(
-            self._manifest(parts, accounts), extras=extras, drift=drift, verification=verification
+            self._manifest(parts, accounts), extras=extras, drift=drift, verification=verified.text
         )
         return publish(self.output, manifest)
 
@@ -94,9 +102,11 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
             return (), {}
         letters = {account.table: account.letters for account in accounts}
         store, folder = open_store(self.output), staging_folder(self.run)
-        return stage_report(reports[0], letters, self.drift, store, folder)
+        refused = f"{REFUSED_FOLDER}/{self.run}.html"
+        return stage_report(reports[0], letters, self.drift, store, folder, refused)
 
     def _manifest(self, parts: "_Parts", accounts: Iterable[Account]) -> Manifest:
+        of_tables = {account.table: account.to_dict() for account in accounts}
         snapshot, columns = parts.snapshot, self._layout.columns
         of_paths = {name: snapshot.types[name] for name in columns if name != BUCKET}
         return Manifest(
@@ -105,16 +115,16 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
             snapshot=snapshot.method,
             taken_at=snapshot.taken_at,
             counts=snapshot.counts,
-            records_in=snapshot.counts[self.shop.ratings.name],
+            records_in=of_tables[self.shop.ratings.name]["in"],
             partition_columns=columns,
             types={**of_paths, **snapshot.types},
             options=dict(self.options),
             files=tuple(sorted(parts.files, key=lambda file: file.path)),
             dead_letters=tuple(sorted(parts.letters, key=lambda letter: letter.path)),
-            file_format=cast(FileFormat, self.files.format),
+            file_format=self.files.format,
             buckets=self.files.buckets,
-            mode=cast(Mode, self.files.mode),
-            accounts={account.table: account.to_dict() for account in accounts},
+            mode=self.files.mode,
+            accounts=of_tables,
         )
 
 
@@ -137,12 +147,12 @@ class _Parts:
         (snapshot,) = found.pop("snapshot")
         return cls(snapshot, **found)
 
-    def accounts(self, shop: Shop) -> list[Account]:
+    def accounts(self, shop: Shop, verified: Verified) -> list[Account]:
         good = Counter(dict.fromkeys((shop.ratings.name, shop.customers.name, shop.products.name), 0))
         good[shop.ratings.name] += sum(file.rows for file in self.files)
         for tally in self.tallies:
             good[tally.table] += tally.valid
-        return open_accounts(self.snapshot.counts, good, self.letters)
+        return open_accounts(self.snapshot.counts, good, self.letters, verified.changed)
 
 
 def _tagged(part: Any, name: str) -> tuple[int, tuple[str, Any]]:

@@ -22,13 +22,17 @@ from beamrec.io.manifest import (
     read_manifest,
 )
 from beamrec.io.store import Store, open_store
-from beamrec.schemas.errors import BadDataError, BeamrecError, UsageError
+from beamrec.schemas.errors import BadDataError, BeamrecError, UnavailableError, UsageError
 
-__all__ = ["OutputLock", "publish", "recover", "staging_folder"]
+__all__ = ["REFUSED_FOLDER", "OutputLock", "publish", "recover", "resume", "staging_folder"]
+
+# Reports of runs that published nothing else; they go with the next publication.
+REFUSED_FOLDER = "errors/drift"
 
 _STAGING = "_staging"
 _INTENT = "intent.json"
 _INTENT_FORMAT = 2
+_UNNAMED = "batch"
 _OURS = re.compile(r"part-[0-9a-f]{4,64}(\.[0-9a-z]+)+")
 _log = logging.getLogger(__name__)
 
@@ -37,14 +41,15 @@ class OutputLock:
     """Keeps a second batch run off an output folder while in the `with` block; recovers it on entry.
 
     The lock ends with the process, however that ends: at once on a file system, after 30 s on an object
-    store if the process ran on another machine.
+    store if the process ran on another machine. There a run that was silent for longer, and lost its place
+    to another, publishes nothing (`publish`), if both gave the run's id here.
 
     Raises:
       UsageError: on entry, if another process holds it.
       UnavailableError: on entry, if the folder cannot be made or written to.
     """
 
-    def __init__(self, output: str, run: str = "batch") -> None:
+    def __init__(self, output: str, run: str = _UNNAMED) -> None:
         self._output = output
         self._run = run
         self._held = contextlib.ExitStack()
@@ -80,25 +85,44 @@ def staging_folder(run: str) -> str:
     return f"{_STAGING}/{run}"
 
 
+def resume(output: str, run: str) -> Manifest | None:
+    """What a run had begun to publish before, finished now; None if it had not come to that.
+
+    A runner may call a step again that died on the way or had even succeeded. By then the source, and the
+    output with this very run's report, are not what the step began with: so this comes first.
+
+    Returns:
+      The run's manifest, which stands there now.
+    """
+    store, staging = open_store(output), staging_folder(run)
+    if store.exists(f"{staging}/{_INTENT}"):
+        return Manifest.from_json(_roll_forward(store, staging), f"{store.uri}/{staging}/{MANIFEST}")
+    standing = read_manifest(output)
+    return standing if standing is not None and standing.run == run else None
+
+
 def publish(output: str, manifest: Manifest) -> Manifest:
     """Makes a run's staged files the folder's content; changes nothing if the content is the same already.
 
-    Every path of the manifest is staged, or stands in place since an earlier run.
+    Every path of the manifest is staged, or stands in place since an earlier run. What the run has published
+    before is not published again (`resume`).
 
     Returns:
       The manifest that stands there now: the previous one if nothing changed.
 
     Raises:
       BadDataError: a file is neither staged nor in place; nothing was changed.
+      UnavailableError: another run has taken the output over meanwhile; nothing was changed.
     """
+    done = resume(output, manifest.run)
+    if done is not None:
+        return done
     store, staging = open_store(output), staging_folder(manifest.run)
-    if store.exists(f"{staging}/{_INTENT}"):
-        # A runner may call a DoFn again that died on the way.
-        return Manifest.from_json(_roll_forward(store, staging), f"{store.uri}/{staging}/{MANIFEST}")
     previous = read_manifest(output)
     if previous is not None:
         manifest = _keep_known_letters(store, manifest, previous)
         if manifest.same_data(previous) and _stands(store, previous):
+            store.discard_all(_below(store, REFUSED_FOLDER))
             store.discard_tree(staging)
             return previous
     manifest = dataclasses.replace(manifest, changes=changes_between(previous, manifest))
@@ -106,6 +130,7 @@ def publish(output: str, manifest: Manifest) -> Manifest:
     store.flush()
     store.put(f"{staging}/{MANIFEST}", manifest.to_json(), durable=True)
     intent = {"format": _INTENT_FORMAT, "move": move, "remove": remove}
+    _check_place(store, manifest.run)
     store.put(f"{staging}/{_INTENT}", json.dumps(intent).encode(), durable=True)
     _roll_forward(store, staging)
     return manifest
@@ -133,6 +158,16 @@ def _keep_known_letters(store: Store, manifest: Manifest, previous: Manifest) ->
     return dataclasses.replace(manifest, dead_letters=tuple(letters))
 
 
+def _check_place(store: Store, run: str) -> None:
+    """A run may be silent for so long that another begins, which does not stop this one by itself."""
+    last = store.let_in_last()
+    if last not in (None, run, _UNNAMED):
+        raise UnavailableError(
+            f"--output {store.uri}: run {last} took it over while run {run} gave no sign of life for 30 s or "
+            "more; nothing was published. Run the command again, when the other one is done"
+        )
+
+
 def _stands(store: Store, manifest: Manifest) -> bool:
     try:
         check_standing(store, manifest.sizes)
@@ -146,8 +181,8 @@ def _plan(
 ) -> tuple[list[str], list[str]]:
     """What to move and what to remove, once it is sure that nothing is missing; clears the staging folder.
 
-    Removed is what the previous manifest listed, and parts that no manifest lists, such as those of an
-    earlier version of beamrec.
+    Removed is what the previous manifest listed, what refused runs left to be looked at, and parts that no
+    manifest lists, such as those of an earlier version of beamrec.
     """
     prefix = len(staging) + 1
     staged = {path[prefix:]: size for path, size in store.sizes(staging).items()}
@@ -159,8 +194,13 @@ def _plan(
     # Of two attempts at a bundle, one may have staged what the manifest does not list.
     store.discard_all(f"{staging}/{path}" for path in staged.keys() - sizes.keys())
     ours = {path for path in standing if _OURS.fullmatch(path.rpartition("/")[2])}
-    remove = (ours | (previous.paths if previous else set())) - sizes.keys()
+    old = previous.paths if previous else set()
+    remove = (ours | old | _below(store, REFUSED_FOLDER)) - sizes.keys()
     return sorted(staged.keys() & sizes.keys()), sorted(remove)
+
+
+def _below(store: Store, folder: str) -> set[str]:
+    return set(store.sizes(folder))
 
 
 def _check_staged(store: Store, staging: str, staged: dict[str, int], sizes: dict[str, int]) -> None:

@@ -31,7 +31,7 @@ from beamrec.io.range_reader import Part, ShopTables, digest, read_products, rea
 from beamrec.io.registry import backend, reject_password, scheme_of
 from beamrec.io.table_reader import Row, Rows, TableReader
 from beamrec.schemas.errors import BadDataError, ConnectionLostError, UnavailableError, UsageError
-from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot
+from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot, Verified
 from beamrec.schemas.shop import Shop, Table
 
 __all__ = ["CHECKS", "RATINGS", "SNAPSHOT", "ReadRatings", "Verification", "read_ratings"]
@@ -257,15 +257,16 @@ class Verification:
     shop: Shop
     accept: bool = False
 
-    def __call__(self, snapshot: SourceSnapshot, checks: Sequence[RangeCheck]) -> str:
-        """What the manifest says of it; raises UnavailableError if the tables were changed meanwhile."""
+    def __call__(self, snapshot: SourceSnapshot, checks: Sequence[RangeCheck]) -> Verified:
+        """How it went; raises UnavailableError if the tables were changed meanwhile."""
         if not snapshot.verify:
-            return "one snapshot"
+            return Verified("one snapshot")
         changed = self._changed(snapshot, checks)
         if not changed:
-            return f"{len(checks)} ranges read again, none changed"
+            return Verified(f"{len(checks)} ranges read again, none changed")
         if self.accept:
-            return f"{len(checks)} ranges read again, changes in {', '.join(changed)} accepted"
+            text = f"{len(checks)} ranges read again, changes in {', '.join(changed)} accepted"
+            return Verified(text, {name: _rows_read(name, checks) for name in changed})
         raise UnavailableError(
             f"table {changed[0]} of --source was changed while it was read, and there was no snapshot; "
             "nothing was published. Run the command again, at a quieter time, or with --on-change accept"
@@ -283,6 +284,10 @@ class Verification:
                 if readers.run(functools.partial(_digest_now, tables[check.table], check)) != check.digest:
                     changed.add(check.table)
             return sorted(changed)
+
+
+def _rows_read(table: str, checks: Sequence[RangeCheck]) -> int:
+    return sum(check.digest[0] for check in checks if check.table == table)
 
 
 def _digest_now(table: TableReader, check: RangeCheck, connection: Any) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """One key range of the ratings with the customers and products that it refers to."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["EntityTally", "MalformedRow", "RangeCheck", "RatingsRange", "SourceSnapshot"]
+__all__ = ["EntityTally", "MalformedRow", "RangeCheck", "RatingsRange", "SourceSnapshot", "Verified"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +103,17 @@ class SourceSnapshot:
     counts: dict[str, int]
     types: dict[str, str]
     verify: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """That what was read may be published, checked at the end of a reading.
+
+    Attributes:
+      text: how it was checked, in words; for the manifest.
+      changed: rows that were read of each table that changed meanwhile, where that is accepted. They stand
+        in its account instead of `SourceSnapshot.counts`, which is of another moment.
+    """
+
+    text: str
+    changed: Mapping[str, int] = dataclasses.field(default_factory=dict)

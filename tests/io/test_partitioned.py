@@ -12,11 +12,20 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from beamrec.io.data_report import DriftLimits
 from beamrec.io.formats import FileOptions
-from beamrec.io.manifest import TRAINING_FOLDER, Manifest, count_published, open_training, read_manifest
+from beamrec.io.glue import check_types
+from beamrec.io.local import LocalStore
+from beamrec.io.manifest import (
+    MANIFEST,
+    TRAINING_FOLDER,
+    Manifest,
+    count_published,
+    open_training,
+    read_manifest,
+)
 from beamrec.io.partitioned import WriteTrainingFiles
 from beamrec.schemas.deadletters import DeadLetter
-from beamrec.schemas.errors import BadDataError, UsageError
-from beamrec.schemas.ranges import EntityTally, SourceSnapshot
+from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.schemas.ranges import EntityTally, SourceSnapshot, Verified
 from beamrec.schemas.report import Categories, ColumnProfile, EntityProfile, Report
 from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
 from beamrec.transforms.drift import check_drift, drift
@@ -28,14 +37,15 @@ SHOP = Shop(
     ratings=RatingsTable("stars", "who", "film", "v"),
 )
 TYPES = {"k": "int32", "town": "string", "film": "string", "v": "int8"}
+NANOSECONDS = pa.timestamp("ns")
 VIEWERS, FILMS = 10, 3
 TALLIES = (EntityTally("viewers", 4), EntityTally("viewers", 6), EntityTally("films", 3))
 
 
-def snapshot(rows: int) -> SourceSnapshot:
+def snapshot(rows: int, types: dict[str, str] = TYPES) -> SourceSnapshot:
     """A snapshot of a table `stars` with so many rows, ten viewers and three films."""
     counts = {"stars": rows, "viewers": VIEWERS, "films": FILMS}
-    return SourceSnapshot("sqlite", "one", "2026-11-22T07:59:59.999+00:00", counts, TYPES)
+    return SourceSnapshot("sqlite", "one", "2026-11-22T07:59:59.999+00:00", counts, types)
 
 
 def letter(table: str = "stars") -> DeadLetter:
@@ -65,6 +75,7 @@ def write(
     tallies: Sequence[EntityTally] = TALLIES,
     checks: Sequence[str] = (),
     reports: Sequence[Report] = (),
+    types: dict[str, str] = TYPES,
     **sink: Any,
 ) -> Manifest:
     """Runs the sink and returns what it published."""
@@ -76,7 +87,7 @@ def write(
             "tallies": pipeline | "t" >> beam.Create(tallies),
             "checks": pipeline | "c" >> beam.Create(checks),
             "report": pipeline | "r" >> beam.Create(reports),
-            "snapshot": pipeline | "s" >> beam.Create([snapshot(rows)]),
+            "snapshot": pipeline | "s" >> beam.Create([snapshot(rows, types)]),
         } | WriteTrainingFiles(str(output), **options)
     manifest = read_manifest(str(output))
     assert manifest is not None
@@ -154,10 +165,10 @@ def test_the_bad_fraction_holds_for_each_table_by_itself(tmp_path: Path) -> None
         write(tmp_path, [batch([1, 2, 3])], 3, [[letter("films")]], tallies, max_bad_fraction=0.1)
 
 
-def _compare(_: SourceSnapshot, checks: Sequence[Any]) -> str:
+def _compare(_: SourceSnapshot, checks: Sequence[Any]) -> Verified:
     if sorted(checks) != ["a", "b"]:
         raise BadDataError(f"expected a and b, got {sorted(checks)}")
-    return f"compared {len(checks)}"
+    return Verified(f"compared {len(checks)}")
 
 
 def test_a_check_before_publishing_sees_all_its_parts_and_says_how_it_went(tmp_path: Path) -> None:
@@ -170,6 +181,75 @@ def test_a_check_that_fails_leaves_what_stood_there(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="got \\['b'\\]"):
         write(tmp_path, [batch([1])], 1, checks=["b"], before_publish=_compare, run="second")
     assert published(tmp_path) == expected([1, 2])
+
+
+def _refuse(*_: Any) -> Verified:
+    raise UnavailableError("stars was changed while it was read")
+
+
+def _accept(*_: Any) -> Verified:
+    return Verified("changes in stars accepted", {"stars": 3})
+
+
+def test_rows_that_came_while_it_was_read_are_told_as_such_not_as_a_wrong_account(tmp_path: Path) -> None:
+    """COUNT(*) said 2, and 3 were read."""
+    with pytest.raises(UnavailableError, match="was changed while it was read"):
+        write(tmp_path, [batch([1, 2, 3])], 2, before_publish=_refuse)
+    assert not (tmp_path / TRAINING_FOLDER).exists()
+    manifest = write(tmp_path, [batch([1, 2, 3])], 2, before_publish=_accept)
+    assert manifest.verification == "changes in stars accepted"
+    assert manifest.accounts["stars"] == {"in": 3, "out": 3, "dead_letters": 0}
+    assert (manifest.records_in, manifest.counts["stars"]) == (3, 2)
+
+
+def test_of_a_table_that_changed_too_every_row_that_was_read_has_a_fate(tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match="table stars does not add up: 3 rows were read, 2 are good"):
+        write(tmp_path, [batch([1, 2])], 2, before_publish=_accept)
+    with pytest.raises(BadDataError, match="table viewers does not add up"):
+        write(tmp_path, [batch([1, 2, 3])], 2, tallies=TALLIES[1:], before_publish=_accept)
+
+
+def test_a_step_that_died_while_publishing_is_finished_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner calls it again: the report that is in place by then is this run's own."""
+    limits = DriftLimits(drift, check_drift)
+    again: dict[str, Any] = {"reports": [report(100, 2)], "drift": limits, "run": "second"}
+    write(tmp_path, [batch([1])], 1, reports=[report(100, 20)], drift=limits)
+    put = LocalStore.put
+
+    def dying(store: LocalStore, path: str, *args: Any, **options: Any) -> None:
+        if path == MANIFEST:
+            monkeypatch.setattr(LocalStore, "put", put)
+            raise UnavailableError("the worker died")
+        put(store, path, *args, **options)
+
+    monkeypatch.setattr(LocalStore, "put", dying)
+    with pytest.raises(UnavailableError, match="the worker died"):
+        write(tmp_path, [batch([2])], 1, **again)
+    assert (tmp_path / "_staging" / "second" / "intent.json").exists()
+    manifest = write(tmp_path, [batch([2])], 1, **again)
+    assert manifest.run == "second"
+    assert manifest.drift["town"] > 1
+    assert count_published(str(tmp_path)) == (1, {})
+    assert published(tmp_path) == expected([2])
+
+
+def test_a_step_that_had_published_everything_may_be_called_again(tmp_path: Path) -> None:
+    """By then the source may have changed; what is published was checked before."""
+    first = write(tmp_path, [batch([1])], 1)
+    assert write(tmp_path, [batch([1])], 1, before_publish=_refuse) == first
+    with pytest.raises(UnavailableError, match="was changed"):
+        write(tmp_path, [batch([1])], 1, before_publish=_refuse, run="another")
+
+
+def test_columns_that_a_catalogue_cannot_hold_are_told_before_anything_is_published(tmp_path: Path) -> None:
+    odd = pa.RecordBatch.from_pydict(
+        {**{name: batch([1]).column(name) for name in ("k", "film", "v")}, "town": pa.array([0], NANOSECONDS)}
+    )
+    with pytest.raises(UsageError, match=r"column town: Hive has no type for timestamp\[ns\]"):
+        write(tmp_path, [odd], 1, check_types=check_types, types={**TYPES, "town": "timestamp[ns]"})
+    assert not (tmp_path / TRAINING_FOLDER).exists()
 
 
 def report(rows: int, towns: int) -> Report:
@@ -186,13 +266,17 @@ def test_the_report_is_published_with_the_data_and_compared_with_the_one_before(
     assert {file.path for file in first.extras} == {"_report.json", "_report.html"}
     assert first.drift == {}
     assert Report.from_json((tmp_path / "_report.json").read_bytes(), "") == report(100, 2)
-    with pytest.raises(BadDataError, match=r"column town drifted .* \(--drift-fail\)"):
+    with pytest.raises(BadDataError, match=r"column town drifted .* \(--drift-fail\)") as raised:
         write(tmp_path, [batch([2])], 1, reports=[report(100, 20)], drift=limits, run="second")
+    refused = tmp_path / "errors" / "drift" / "second.html"
+    assert str(refused) in str(raised.value)
+    assert "town" in refused.read_text()
     assert published(tmp_path) == expected([1])
     assert Report.from_json((tmp_path / "_report.json").read_bytes(), "") == report(100, 2)
     third = write(tmp_path, [batch([2])], 1, [], reports=[report(120, 2)], drift=limits, run="third")
     assert third.drift == drift(report(100, 2), report(120, 2))
     assert Report.from_json((tmp_path / "_report.json").read_bytes(), "") == report(120, 2)
+    assert not (tmp_path / "errors").exists()
     page = (tmp_path / "_report.html").read_text()
     assert "compared with" in page
     count_published(str(tmp_path))

@@ -22,7 +22,7 @@ from beamrec.io.manifest import (
     Manifest,
     read_manifest,
 )
-from beamrec.io.publish import OutputLock, publish, recover, staging_folder
+from beamrec.io.publish import OutputLock, publish, recover, resume, staging_folder
 from beamrec.io.store import Store, open_store
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 
@@ -365,6 +365,42 @@ def test_a_runner_may_call_again_what_has_succeeded_or_died_on_the_way(output: s
     manifest = stage(output, "new", NEW)
     assert publish(output, manifest).run == publish(output, manifest).run == "new"
     assert by_plain_reader(output) == set(NEW.values())
+
+
+def test_what_a_run_has_published_is_told_again_and_nothing_else(output: str) -> None:
+    assert resume(output, "new") is None
+    manifest = publish(output, stage(output, "new", NEW))
+    assert resume(output, "new") == manifest
+    assert resume(output, "old") is None
+
+
+def test_a_run_that_lost_its_lock_publishes_nothing(s3: Any) -> None:
+    """Another took the folder over while this one was silent, and may be at work there, or have been."""
+    store, taken = (
+        open_store(s3.uri),
+        b'{"run": "other", "host": "elsewhere", "pid": 1, "process_start": null}',
+    )
+    with OutputLock(s3.uri, "mine"):
+        before = visible(s3.uri)
+        manifest = stage(s3.uri, "mine", NEW)
+        store.put("_lease/00000007.json", taken)
+        with pytest.raises(UnavailableError, match=r"run other took .*nothing was published"):
+            publish(s3.uri, manifest)
+        store.put("_lease/00000007.released", b"")
+        with pytest.raises(UnavailableError, match="run other took"):
+            publish(s3.uri, manifest)
+    assert visible(s3.uri) == before
+
+
+def test_pages_of_refused_runs_go_with_the_next_publication(output: str) -> None:
+    store = open_store(output)
+    store.put("errors/drift/refused.html", b"page")
+    publish(output, stage(output, "again", OLD, b"bad row", time="t1"))
+    assert store.names("errors/drift") == []
+    store.put("errors/drift/refused.html", b"page")
+    publish(output, stage(output, "new", NEW))
+    recover(output)
+    assert set(visible(output)) == published(output).paths | {MANIFEST}
 
 
 def test_a_second_run_on_the_folder_is_refused_and_the_lock_ends_with_the_block(empty: str) -> None:

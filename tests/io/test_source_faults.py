@@ -6,16 +6,20 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beamrec.io import sql
 from beamrec.io.backend import Access
 from beamrec.io.registry import backend
 from beamrec.io.sql import Verification, read_ratings
+from beamrec.pipelines.batch_options import BatchConfig
+from beamrec.pipelines.batch_training import run_batch
 from beamrec.pipelines.generate_shop import ShopSize, generate_shop
 from beamrec.schemas.errors import UnavailableError
-from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot
+from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot, Verified
 from beamrec.schemas.shop import CLASSICMODELS
 
 pytestmark = pytest.mark.usefixtures("source_password")
@@ -141,7 +145,7 @@ def test_dropped_connections_cost_no_row_and_double_none(
     assert rows == as_numbers(source.rows())
     assert snapshot.counts["ratings"] == SIZE.ratings
     assert "lost connections replaced" in snapshot.method
-    assert "none changed" in Verification(access, CLASSICMODELS)(snapshot, checks)
+    assert "none changed" in Verification(access, CLASSICMODELS)(snapshot, checks).text
 
 
 @pytest.mark.parametrize("mode", ["auto", "connection"])
@@ -149,7 +153,7 @@ def test_a_writer_does_not_tear_a_snapshot(source: Source, mode: Any) -> None:
     access = Access(source.uri, readers=3, mode=mode)
     with source.being_rewritten():
         rows, snapshot, checks = collected(read_ratings(access, CLASSICMODELS, RANGE_ROWS))
-        assert Verification(access, CLASSICMODELS)(snapshot, checks) == "one snapshot"
+        assert Verification(access, CLASSICMODELS)(snapshot, checks) == Verified("one snapshot")
     assert rows.total() == SIZE.ratings
     assert len({rating for _, _, rating in rows}) == 1
 
@@ -163,16 +167,54 @@ def test_without_a_snapshot_a_writer_is_a_declared_failure(source: Source) -> No
             Verification(access, CLASSICMODELS)(snapshot, checks)
         accepted = Verification(access, CLASSICMODELS, accept=True)(snapshot, checks)
     assert rows.total() == SIZE.ratings
-    assert "changes in ratings accepted" in accepted
+    assert "changes in ratings accepted" in accepted.text
+    assert accepted.changed == {"ratings": SIZE.ratings}
 
 
 def test_without_a_snapshot_a_row_added_between_ranges_is_noticed(source: Source) -> None:
     access = Access(source.uri, mode="checksums")
     _, snapshot, checks = collected(read_ratings(access, CLASSICMODELS, RANGE_ROWS))
-    assert "none changed" in Verification(access, CLASSICMODELS)(snapshot, checks)
+    assert "none changed" in Verification(access, CLASSICMODELS)(snapshot, checks).text
     source.server.execute("INSERT INTO ratings VALUES (1000000, 'S1', 5)", database=source.database)
     with pytest.raises(UnavailableError, match=r"table ratings .* was changed"):
         Verification(access, CLASSICMODELS)(snapshot, checks)
+    accepted = Verification(access, CLASSICMODELS, accept=True)(snapshot, checks)
+    assert accepted.changed == {"ratings": SIZE.ratings}
+
+
+@pytest.mark.parametrize("on_change", ["fail", "accept"])
+def test_a_row_added_while_it_is_read_fails_the_run_or_is_in_its_account(
+    source: Source, on_change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One connection counts the ratings; then a customer gives one more; then they are read."""
+    customer = backend("tables", source.uri, "--source").quote("customerNumber")
+    more = f"INSERT INTO ratings SELECT MAX({customer}), 'S1', 5 FROM ratings"  # noqa: S608
+    read_range = sql.read_range
+
+    def adding(*args: Any) -> Any:
+        monkeypatch.setattr(sql, "read_range", read_range)
+        source.server.execute(more, database=source.database)
+        return read_range(*args)
+
+    monkeypatch.setattr(sql, "read_range", adding)
+    config = BatchConfig(
+        source.uri,
+        str(tmp_path),
+        CLASSICMODELS,
+        "run",
+        readers=1,
+        snapshot="checksums",
+        on_change=on_change,
+    )
+    if on_change == "fail":
+        with pytest.raises(UnavailableError, match=r"table ratings .* was changed while it was read"):
+            run_batch(config)
+        return
+    result = run_batch(config)
+    # A connection to InnoDB goes on seeing what it saw at first.
+    read = SIZE.ratings + (source.system == "postgresql")
+    assert result.counts.records_in == result.counts.out + result.counts.dead_letters == read
+    assert "changes in ratings accepted" in result.manifest.verification
 
 
 def test_a_connection_lost_while_a_writer_is_at_work_is_exact_or_a_declared_failure(
