@@ -143,10 +143,12 @@ def test_anything_else_is_refused(data: str) -> None:
 
 def test_data_is_the_same_whoever_wrote_it_and_when() -> None:
     read = Manifest.from_json(manifest().to_json(), "here")
-    other = {"run": "2", "taken_at": "t1", "mode": "overwrite", "changes": {}, "extras": ()}
+    extras = tuple(ExtraFile(extra.path, 1, "another") for extra in read.extras)
+    other = {"run": "2", "taken_at": "t1", "mode": "overwrite", "changes": {}, "extras": extras}
     assert read.same_data(manifest(**other))
-    for change in ({"options": {}}, {"counts": {}}, {"files": ()}, {"dead_letters": ()}, {"buckets": 2}):
-        assert not read.same_data(manifest(**change))
+    for name in ("options", "counts", "files", "dead_letters", "extras"):
+        assert not read.same_data(manifest(**{name: type(getattr(read, name))()})), name
+    assert not read.same_data(manifest(buckets=2))
 
 
 def test_changes_are_counted_by_partition() -> None:
