@@ -88,6 +88,8 @@ def open_snapshot(
         refused = _begin_together(access, [connection, *others], tables)
         if refused is None:
             return Snapshot(_SHARED.format(len(others) + 1), (connection, *others))
+        for other in others:
+            close(other)
         if access.mode == "shared":
             raise UnavailableError(
                 f"{shown(access.uri)}: no snapshot for several connections: {refused}; "
@@ -168,10 +170,7 @@ def column_types(connection: Connection, table: str) -> dict[str, pa.DataType]:
             f"expected a table {table} in the database, found none that this user may see; "
             "name the right one in --shop or grant SELECT on it"
         )
-    try:
-        return {name: arrow_type(declared) for name, declared in rows}
-    except ValueError as error:
-        raise UsageError(f"table {table}: {error}; give --shop a view without that column") from None
+    return {name: arrow_type(declared) for name, declared in rows}
 
 
 def collation(connection: Connection, table: str, column: str) -> str:
@@ -194,10 +193,21 @@ def fetch(
     """Rows in lists of at most 10,000, streamed; values are text, bytes or None."""
     with translated(_place(connection)):
         cursor = connection.cursor(SSCursor)
-        cursor.execute(sql, tuple(parameters))
-        while rows := cursor.fetchmany(_ROWS_PER_FETCH):
-            yield list(rows)
-        cursor.close()
+        try:
+            cursor.execute(sql, tuple(parameters))
+            while rows := cursor.fetchmany(_ROWS_PER_FETCH):
+                yield list(rows)
+        finally:
+            _finish(connection, cursor)
+
+
+def _finish(connection: Connection, cursor: SSCursor) -> None:
+    """Reads the rows that nobody asked for, or the next query would; a connection lost on the way is closed."""
+    with contextlib.suppress(pymysql.err.MySQLError, OSError):
+        if connection.open:
+            cursor.close()
+            return
+    close(connection)  # or the cursor's destructor would wait for rows
 
 
 def read(connection: Connection, query: Query, bulk: bool) -> list[Sequence[Any] | pa.Array]:
@@ -222,7 +232,7 @@ def _read_packed(connection: Connection, query: Query) -> list[Sequence[Any] | p
     # A line end within the text, and none after it: the last sign tells whether the text is whole.
     text = f"GROUP_CONCAT({fields}, '\\n' SEPARATOR '')"
     # As bytes, since PyMySQL would make a Python text of it that Arrow cannot read.
-    columns = f"COUNT(*), CAST(CONVERT({text} USING utf8mb4) AS BINARY)"
+    columns = f"COUNT(*), CAST({text} AS BINARY)"
     sql, parameters = _select(columns, query)
     with translated(_place(connection)), connection.cursor() as cursor:
         cursor.execute(f"SET SESSION group_concat_max_len = {_PACKED_BYTES}")
@@ -242,21 +252,22 @@ def _select(columns: str, query: Query) -> tuple[str, tuple[Any, ...]]:
 def _expression(column: str, type_: pa.DataType) -> str:
     """A FLOAT as text has six digits only, and BIT comes as raw bytes: both are asked for as numbers."""
     if type_ == pa.float32():
-        return f"CAST({quote(column)} AS DOUBLE)"
+        return f"{quote(column)} * 1e0"
     return f"{quote(column)} + 0" if type_ == pa.uint64() else quote(column)
 
 
 def _csv_field(column: str, type_: pa.DataType) -> str:
     value = _expression(column, type_)
     if pa.types.is_string(type_):
-        value = f"""CONCAT('"', REPLACE({value}, '"', '""'), '"')"""
+        # Each by itself: no character set of a column holds what another's does.
+        value = f"""CONCAT('"', REPLACE(CONVERT({value} USING utf8mb4), '"', '""'), '"')"""
     return f"IFNULL({value}, '')"
 
 
 def table_names(connection: Connection) -> set[str]:
-    """Names of the tables and views, in lower case."""
+    """Names of the tables and views as the server spells them: two may differ in case only."""
     sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
-    return {name.lower() for rows in fetch(connection, sql) for (name,) in rows}
+    return {name for rows in fetch(connection, sql) for (name,) in rows}
 
 
 def write_table(

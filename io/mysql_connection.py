@@ -33,9 +33,11 @@ _HINTS = {
     2003: "check host and port, that the server runs, and its certificate",
     2026: "the server offers no TLS; enable it there, or say tls=off in the URI if the network is trusted",
 }
-# Too many connections, shutdown, network, interrupted, lock waits, killed, gone, lost.
+# Too many connections, shutdown, network, interrupted, lock waits, killed, gone, lost. PyMySQL has no number
+# for a socket that it has closed, nor for some misuse, which is an error of another class.
 _MAY_PASS = {1040, 1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1205, 1213, 1317, 1927}
-_MAY_PASS |= {0, 2002, 2003, 2006, 2013, 2055}
+_MAY_PASS |= {2002, 2003, 2006, 2013, 2055}
+_WITHOUT_NUMBER = (pymysql.err.InterfaceError, pymysql.err.OperationalError)
 
 
 def shown(uri: str) -> str:
@@ -64,6 +66,8 @@ def open_connection(uri: str, secret: str | None = None) -> Connection:
             database=unquote(parts.path[1:]),
             charset="utf8mb4",
             conv=_CONVERSIONS,
+            # A TIMESTAMP is shown in the session's zone, where an hour comes twice when summer time ends.
+            init_command="SET time_zone = '+00:00'",
             connect_timeout=_CONNECT_SECONDS,
             # PyMySQL's own limit ends with TCP's connection: what says nothing after it is no server.
             read_timeout=_CONNECT_SECONDS,
@@ -94,7 +98,8 @@ def _as_ours(where: str, error: Exception) -> BeamrecError:
     text = str(error.args[-1] if error.args else error) or type(error).__name__
     hint = _HINTS.get(code, "check host and port, the server's log, then run the command again")
     # PyMySQL reports a certificate that does not verify as a server that cannot be reached.
-    lost = code in _MAY_PASS and "certificate" not in text.lower()
+    may_pass = code in _MAY_PASS or (code == 0 and isinstance(error, _WITHOUT_NUMBER))
+    lost = may_pass and "certificate" not in text.lower()
     lost = lost or isinstance(error, ConnectionError | TimeoutError)
     return (ConnectionLostError if lost else UnavailableError)(f"{where}: {text}; {hint}")
 

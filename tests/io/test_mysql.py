@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import datetime as dt
 import decimal
+import gc
 import hashlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from hypothesis import strategies as st
 from beamrec.io import mysql, mysql_connection
 from beamrec.io.arrow_types import to_array
 from beamrec.io.backend import Access
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.io.table_reader import TableReader
+from beamrec.schemas.errors import ConnectionLostError, UnavailableError, UsageError
 
 pytestmark = pytest.mark.usefixtures("source_password")
 
@@ -42,7 +45,14 @@ TYPES: list[tuple[str, list[str], list[Any], pa.DataType]] = [
     ("bigint", ["-9223372036854775808"], [-(2**63)], pa.int64()),
     ("bit(12)", ["b'101'"], [5], pa.uint64()),
     ("double", ["0.1", "1e300"], [0.1, 1e300], pa.float64()),
-    ("float", ["16777215", "0.1"], [16777215.0, 0.10000000149011612], pa.float32()),
+    (
+        "float",
+        ["16777215", "0.1", "3.4028234e38", "1.4e-45", "NULL"],
+        [16777215.0, 0.10000000149011612, 3.4028234663852886e38, 1.401298464324817e-45, None],
+        pa.float32(),
+    ),
+    ("enum('Small (S)','L')", ["'Small (S)'", "'L'"], ["Small (S)", "L"], pa.string()),
+    ("set('x)','y')", ["'x),y'"], ["x),y"], pa.string()),
     ("date", ["'2004-02-29'", "NULL"], [dt.date(2004, 2, 29), None], pa.date32()),
     (
         "datetime(6)",
@@ -102,6 +112,56 @@ def test_every_type_is_read_exactly(
     assert array.to_pylist() == wanted
 
 
+def test_columns_of_several_character_sets_are_read_together(mariadb: Any, database: str) -> None:
+    mariadb.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, l varchar(9) CHARACTER SET latin1, "
+        "g varchar(9) CHARACTER SET greek, u varchar(9), b varchar(9) COLLATE utf8mb4_bin)",
+        "INSERT INTO t VALUES (1, 'Luleå', 'Αθήνα', '🚗', 'Köln'), (2, NULL, '\"', ',', '')",
+        database=database,
+    )
+    for bulk in (True, False):
+        with mysql.connect(mariadb.uri(database)) as connection:
+            query = mysql.Query("t", tuple((name, pa.string()) for name in "lgub"), "id > %s", (0,))
+            columns = [
+                to_array(each, pa.string()).to_pylist() for each in mysql.read(connection, query, bulk)
+            ]
+        assert columns == [["Luleå", None], ["Αθήνα", '"'], ["🚗", ","], ["Köln", ""]]
+
+
+@pytest.fixture
+def american(mariadb: Any) -> Iterator[None]:
+    """A server in a zone five hours behind, until and after its summer time of 2004."""
+    zone = [
+        "INSERT INTO mysql.time_zone (Use_leap_seconds) VALUES ('N')",
+        "SET @id = LAST_INSERT_ID()",
+        "INSERT INTO mysql.time_zone_name VALUES ('Test/American', @id)",
+        "INSERT INTO mysql.time_zone_transition_type VALUES (@id, 0, -18000, 0, 'EST')",
+        "INSERT INTO mysql.time_zone_transition_type VALUES (@id, 1, -14400, 1, 'EDT')",
+        "INSERT INTO mysql.time_zone_transition VALUES (@id, 1081062000, 1), (@id, 1099202400, 0)",
+    ]
+    mariadb.execute(*zone, "SET GLOBAL time_zone = 'Test/American'")
+    yield
+    mariadb.execute("SET GLOBAL time_zone = 'SYSTEM'")
+    for table in ("time_zone_name", "time_zone_transition_type", "time_zone_transition", "time_zone"):
+        mariadb.execute(f"DELETE FROM mysql.{table}")  # noqa: S608
+
+
+@pytest.mark.usefixtures("american")
+def test_a_timestamp_is_its_moment_whatever_the_servers_zone(mariadb: Any, database: str) -> None:
+    moments = ["2004-07-01 00:00:00", "2004-10-31 05:30:00", "2004-10-31 06:30:00", "2004-12-01 00:00:00"]
+    rows = ", ".join(f"({number}, '{moment}')" for number, moment in enumerate(moments))
+    mariadb.execute(
+        "SET time_zone = '+00:00'",
+        "CREATE TABLE t (id int PRIMARY KEY, v timestamp NULL)",
+        f"INSERT INTO t VALUES {rows}",  # noqa: S608
+        database=database,
+    )
+    shown = [str(v) for (v,) in mariadb.execute("SELECT v FROM t ORDER BY id", database=database)]
+    assert shown[1] == shown[2] == "2004-10-31 01:30:00"
+    for bulk in (True, False):
+        assert list(map(str, read(mariadb.uri(database), "t", "v", bulk).to_pylist())) == moments
+
+
 def test_hostile_names_are_names(mariadb: Any, database: str) -> None:
     name = "a`b%s;'\"--"
     quoted = "`" + name.replace("`", "``") + "`"
@@ -140,8 +200,19 @@ def test_a_user_who_may_not_lock_reads_with_one_connection(mariadb: Any, databas
     with mysql.connect(access.uri) as connection, contextlib.ExitStack() as stack:
         snapshot = mysql.open_snapshot(stack, access, connection, ["t"])
         assert (len(snapshot.readers), snapshot.verify) == (1, False)
+        # One more than read: none of the others is left idle.
+        assert _connections(mariadb, "reader") == 1
         with pytest.raises(UnavailableError, match="grant LOCK TABLES"):
             mysql.open_snapshot(stack, dataclasses.replace(access, mode="shared"), connection, ["t"])
+
+
+def _connections(mariadb: Any, user: str) -> int:
+    """Connections of a user once the server has noticed those that are closed."""
+    sql = f"SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{user}'"  # noqa: S608
+    counts: list[int] = []
+    while len(counts) < 3 or len(set(counts[-3:])) > 1:
+        counts.append(mariadb.execute("DO SLEEP(0.1)", sql)[0][0])
+    return counts[-1]
 
 
 def test_tables_without_transactions_have_no_snapshot(mariadb: Any, database: str) -> None:
@@ -219,6 +290,71 @@ def test_what_is_written_is_read_back(mariadb: Any, database: str) -> None:
     assert read(mariadb.uri(database), "t%", "d").to_pylist() == [decimal.Decimal("1.10"), None]
     with mysql.connect(mariadb.uri(database)) as connection:
         assert mysql.table_names(connection) == {"t%"}
+
+
+def test_tables_are_named_as_the_server_spells_them(mariadb: Any, database: str) -> None:
+    mariadb.execute("CREATE TABLE Orders (Id int)", "CREATE VIEW Recent AS SELECT 1 AS x", database=database)
+    with mysql.connect(mariadb.uri(database)) as connection:
+        names = mysql.table_names(connection)
+        assert names == {"Orders", "Recent"}
+        assert [list(mysql.column_types(connection, name)) for name in sorted(names)] == [["Id"], ["x"]]
+
+
+def test_a_column_of_an_unknown_type_harms_none_but_its_readers(mariadb: Any, database: str) -> None:
+    mariadb.execute(
+        "CREATE TABLE t (id int PRIMARY KEY, place geometry, v int)",
+        "INSERT INTO t VALUES (1, NULL, 7)",
+        database=database,
+    )
+    with mysql.connect(mariadb.uri(database)) as connection:
+        reader = TableReader.open(mysql, connection, "t", ["id", "v"], bulk=True)
+        assert reader.read(connection)[0].to_pylist() == [{"id": 1, "v": 7}]
+        with pytest.raises(UsageError, match="column place: unknown column type 'geometry'"):
+            TableReader.open(mysql, connection, "t", ["id", "place"], bulk=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_that_nobody_asked_for_do_not_disturb_the_next_query(mariadb: Any, database: str) -> None:
+    with mysql.connect(mariadb.uri(database)) as connection:
+        rows = mysql.fetch(connection, "SELECT seq FROM seq_1_to_30000")
+        assert len(next(rows)) == 10_000
+        rows.close()
+        assert next(mysql.fetch(connection, "SELECT 7")) == [("7",)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_that_nobody_asked_for_may_be_lost(mariadb: Any, database: str) -> None:
+    with mysql.connect(mariadb.uri(database)) as connection:
+        rows = mysql.fetch(connection, "SELECT REPEAT('x', 1000) FROM seq_1_to_60000")
+        next(rows)
+        mariadb.execute(f"KILL {connection.thread_id()}")
+        rows.close()
+        del rows
+        gc.collect()
+        again = mysql.fetch(connection, "SELECT 7")
+        with pytest.raises(ConnectionLostError):
+            next(again)
+
+
+def test_only_a_lost_connection_is_tried_again(mariadb: Any, database: str) -> None:
+    with pytest.raises(ConnectionLostError):
+        _use_closed_connection(mariadb.uri(database))
+    with pytest.raises(UnavailableError, match="Cursor closed") as caught:
+        _use_closed_cursor(mariadb.uri(database))
+    assert not isinstance(caught.value, ConnectionLostError)
+
+
+def _use_closed_connection(uri: str) -> None:
+    with mysql.connect(uri) as connection:
+        mysql.close(connection)
+        next(mysql.fetch(connection, "SELECT 1"))
+
+
+def _use_closed_cursor(uri: str) -> None:
+    with mysql.connect(uri) as connection:
+        cursor = connection.cursor()
+        cursor.close()
+        cursor.execute("SELECT 1")
 
 
 def test_a_wrong_password_says_where_it_comes_from(
