@@ -49,7 +49,7 @@ def generate_shop(uri: str, size: ShopSize, overwrite: bool = False) -> dict[str
     reject_password(uri, "--output", "BEAMREC_SOURCE_PASSWORD")
     module = backend("tables", uri, "--output")
     with module.connect_for_writing(uri) as connection:
-        existing = sorted(module.table_names(connection) & set(COLUMNS))
+        existing = sorted(name for name in module.table_names(connection) if name.lower() in COLUMNS)
         if existing and not overwrite:
             raise UsageError(
                 f"--output {uri}: there are tables {', '.join(existing)} already; "

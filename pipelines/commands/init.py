@@ -79,9 +79,9 @@ def _from_source(uri: str) -> tuple[Shop, dict[str, list[str]]]:
 
 
 def _tables(module: Any, connection: Any) -> dict[str, Any]:
-    """Columns with types by table; a table with a type that cannot be read is left out."""
+    """Columns with types by table; a table whose types cannot be told is left out."""
     tables = {}
-    for name in sorted(module.table_names(connection)):
+    for name in sorted(module.table_names(connection), key=lambda name: (name.lower(), name)):
         try:
             tables[name] = module.column_types(connection, name)
         except UsageError:

@@ -92,6 +92,15 @@ def test_a_shop_is_not_replaced_unless_asked(tmp_path: Path) -> None:
         assert connection.execute("SELECT COUNT(*) FROM ratings").fetchone() == (70,)
 
 
+def test_a_table_that_differs_in_case_only_is_not_replaced(mariadb, source_password: str) -> None:  # type: ignore[no-untyped-def]
+    """A server may hold both names for one table."""
+    mariadb.execute(
+        "DROP DATABASE IF EXISTS cased", "CREATE DATABASE cased", "CREATE TABLE cased.Ratings (id int)"
+    )
+    with pytest.raises(UsageError, match="tables Ratings already"):
+        generate_shop(mariadb.uri("cased"), ShopSize(ratings=50))
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [

@@ -128,6 +128,21 @@ def test_classicmodels_in_mariadb_is_recognised(mariadb, source_password: str, t
     assert Shop.from_toml(tmp_path / "shop.toml") == CLASSICMODELS
 
 
+def test_tables_are_proposed_as_mariadb_spells_them(mariadb, source_password: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mariadb.execute(
+        "DROP DATABASE IF EXISTS init_films",
+        "CREATE DATABASE init_films",
+        "USE init_films",
+        "CREATE TABLE Users (userId INT PRIMARY KEY, age INT, home GEOMETRY)",
+        "CREATE TABLE Movies (movieId INT PRIMARY KEY, genre ENUM('war (1939)', 'noir'))",
+        "CREATE TABLE Ratings (userId INT, movieId INT, rating INT)",
+    )
+    assert cli.main(["init", f"--source={mariadb.uri('init_films')}", f"--output={tmp_path}"]) == 0
+    shop = Shop.from_toml(tmp_path / "shop.toml")
+    assert (shop.customers.name, shop.products.name, shop.ratings.name) == ("Users", "Movies", "Ratings")
+    assert (shop.customers.columns, shop.products.columns) == (("age",), ("genre",))
+
+
 def test_a_database_without_ratings_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
