@@ -133,6 +133,8 @@ def _serve(folder: Path, *options: str) -> Iterator[MariaDB]:
                 "--no-defaults",
                 f"--user={user}",
                 f"--datadir={folder}/data",
+                # Servers that share one delete the temporary tables of each other.
+                f"--tmpdir={folder}",
                 "--bind-address=127.0.0.1",
                 f"--socket={server.socket}",
                 f"--port={server.port}",
