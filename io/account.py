@@ -64,7 +64,8 @@ def check_accounts(accounts: Iterable[Account], max_bad_fraction: float) -> None
     Raises:
       BadDataError: with the table, the numbers and the rules.
     """
-    for account in accounts:
+    found = list(accounts)
+    for account in found:
         bad = account.letters.total()
         if account.good + bad != account.total:
             holds = "{} rows were read" if account.changed else "the snapshot holds {} rows"
@@ -72,10 +73,18 @@ def check_accounts(accounts: Iterable[Account], max_bad_fraction: float) -> None
                 f"the account of table {account.table} does not add up: {holds.format(account.total)}, "
                 f"{account.good} are good and {bad} dead letters; nothing was published"
             )
-        if bad > max_bad_fraction * account.total:
-            rules = ", ".join(f"{rule} {count}" for rule, count in account.letters.most_common())
-            raise BadDataError(
-                f"{bad} of {account.total} {account.table} are bad ({bad / account.total:.2%}; {rules}), "
-                f"expected at most {max_bad_fraction:.2%}; nothing was published. Mend the source, or raise "
-                "--max-bad-fraction to publish the rest and see the dead letters"
-            )
+    refused = [each for each in found if each.letters.total() > max_bad_fraction * each.total]
+    if refused:
+        # Ratings come last: a customer who is bad makes all its ratings bad too.
+        told = "; ".join(_told(account) for account in reversed(refused))
+        raise BadDataError(
+            f"{told}, expected at most {max_bad_fraction:.2%}; nothing was published. Mend the "
+            "source or the shop's rules, or write to another --output with a higher --max-bad-fraction to "
+            "see the dead letters"
+        )
+
+
+def _told(account: Account) -> str:
+    bad = account.letters.total()
+    rules = ", ".join(f"{rule} {count}" for rule, count in account.letters.most_common())
+    return f"{bad} of {account.total} {account.table} are bad ({bad / account.total:.2%}; {rules})"

@@ -1,6 +1,7 @@
 """Clients of AWS services other than S3, and what their refusals mean to a user."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,8 @@ def open_client(service: str, region: str | None, endpoint: str | None, where: s
         # Sessions are not thread-safe, and the default one is shared.
         return boto3.session.Session().client(
             service,
-            region_name=region,
+            # The other tools of AWS know both variables, boto3 only AWS_DEFAULT_REGION.
+            region_name=region or os.environ.get("AWS_REGION"),
             endpoint_url=endpoint,
             config=Config(retries={"mode": "standard", "max_attempts": _ATTEMPTS}),
         )

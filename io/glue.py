@@ -81,6 +81,19 @@ def check_catalog(uri: str, file_format: str) -> None:
         )
 
 
+def check_access(uri: str) -> None:
+    """Asks the catalogue something small, before anything is read or published.
+
+    Raises:
+      UsageError: there is no region, or the URI is none.
+      UnavailableError: AWS does not answer, or refuses.
+    """
+    address = _parse(uri)
+    client = open_client("glue", address.region, address.endpoint, address.where)
+    with explained(address.where):
+        client.get_databases(MaxResults=1)
+
+
 def check_types(types: Mapping[str, str]) -> None:
     """Checks that every column can stand in a catalogue, before anything is published.
 

@@ -44,7 +44,7 @@ _OF_THE_RUN = {"run", "taken_at", "mode", "changes", "extras", "drift"}
 _LISTS = ("files", "dead_letters", "extras")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class DataFile:
     """One training file.
 
@@ -60,7 +60,7 @@ class DataFile:
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LetterFile:
     """One file of dead letters.
 
@@ -79,7 +79,7 @@ class LetterFile:
     table: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ExtraFile:
     """A file about the data, such as the report: published with it, and no reason to publish it again."""
 
@@ -175,7 +175,7 @@ class Manifest:
         blocks = [json.dumps(self._header(), ensure_ascii=False, indent=1).removesuffix("\n}").encode()]
         for name in _LISTS:
             # The standard library took 0.2 s for 10,000 files.
-            lines = b",\n  ".join(orjson.dumps(vars(file)) for file in getattr(self, name))
+            lines = b",\n  ".join(orjson.dumps(file) for file in getattr(self, name))
             blocks.append(b' "%s": [%s]' % (name.encode(), b"\n  %s\n " % lines if lines else b""))
         return b",\n".join(blocks) + b"\n}\n"
 
@@ -250,7 +250,10 @@ def open_training(output: str) -> ds.Dataset:
     """
     manifest, store = read_manifest(output), open_store(output)
     if manifest is None or not manifest.files:
-        raise UsageError(f"{store.uri}: expected training files with a {MANIFEST}; run `beamrec batch` first")
+        raise UsageError(
+            f"{store.uri}: expected training files with a {MANIFEST}; "
+            "run `beamrec batch` first, or give the folder that it wrote to (not the one inside)"
+        )
     if manifest.file_format != "parquet":
         raise UsageError(
             f"{store.uri}: expected Parquet files, found {manifest.file_format}; train reads Parquet: run "

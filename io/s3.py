@@ -265,7 +265,8 @@ class S3Store(ObjectStore):
             ) from None
         except BotoCoreError as error:
             raise UnavailableError(
-                f"{self.uri}: the server does not answer ({error}); check --s3_endpoint_url and the network, "
+                f"{self.uri}: the server does not answer ({error}); check ?endpoint= in the URI "
+                "(--s3_endpoint_url, AWS_ENDPOINT_URL) and the network, "
                 "then run the command again"
             ) from None
 

@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.data_report import REPORT_PAGE, DriftLimits
-from beamrec.io.glue import register
+from beamrec.io.glue import check_access, check_types, register
 from beamrec.io.manifest import (
     TRAINING_FOLDER,
     Manifest,
@@ -26,7 +26,7 @@ from beamrec.io.store import open_store
 from beamrec.pipelines.batch_options import BatchConfig, parse
 from beamrec.pipelines.console import Console
 from beamrec.runners.preset import launch
-from beamrec.schemas.errors import BadDataError
+from beamrec.schemas.errors import BadDataError, BeamrecError
 from beamrec.schemas.summary import StageSummary
 from beamrec.transforms.drift import check_drift, drift
 from beamrec.transforms.join import JoinFeatures
@@ -86,6 +86,7 @@ def build(pipeline: beam.Pipeline, config: BatchConfig) -> beam.PCollection[Mani
         files=config.files,
         options=config.recorded,
         drift=DriftLimits(drift, check_drift, config.drift_warn, config.drift_fail),
+        check_types=check_types if config.catalog is not None else None,
         before_publish=Verification(config.access, config.shop, config.on_change == "accept"),
     )
 
@@ -99,7 +100,9 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
         may arrive as the runner's own, with this one in its text.
     """
     began = time.monotonic()
-    with OutputLock(config.output):
+    if config.catalog is not None:
+        check_access(config.catalog)
+    with OutputLock(config.output, config.run):
         with launch(runner, beam_args) as (_, args), beam.Pipeline(options=PipelineOptions(args)) as pipeline:
             build(pipeline, config)
         published = count_published(config.output)
@@ -110,12 +113,22 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
             # The data is the same as before, and so is its manifest.
             manifest = dataclasses.replace(manifest, changes=changes_between(manifest, manifest))
         if config.catalog is not None:
-            register(config.catalog, manifest, open_store(config.output).uri)
+            _register(config.catalog, manifest, open_store(config.output).uri)
     rows, letters = published.rows, published.letters[config.shop.ratings.name]
     counts = StageSummary(manifest.records_in, rows, letters, seconds=time.monotonic() - began)
     if not counts.reconciled:
         raise BadDataError(f"the account of {config.output} does not add up: {counts.to_dict()}")
     return BatchResult(counts, manifest, open_store(config.output).uri)
+
+
+def _register(catalog: str, manifest: Manifest, location: str) -> None:
+    try:
+        register(catalog, manifest, location)
+    except BeamrecError as error:
+        raise type(error)(
+            f"the files are published in {location}, but the catalogue does not show them: {error}. "
+            "Run the same command again to register them"
+        ) from None
 
 
 def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
@@ -128,10 +141,18 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     told = ", ".join(f"{number:,} {name}" for name, number in changes.items() if number)
     console.print(
         f"{counts.out:,} of {counts.records_in:,} ratings in {result.manifest.partitions:,} partitions "
-        f"({told}), {counts.dead_letters:,} dead letters, {counts.seconds:.1f} s: "
-        f"{result.output}/{TRAINING_FOLDER}"
+        f"({told}), {_dead_letters(result)}, {counts.seconds:.1f} s: {result.output}/{TRAINING_FOLDER}"
     )
     return result.to_dict()
+
+
+def _dead_letters(result: BatchResult) -> str:
+    """How many, of which tables, and where they are."""
+    letters = {table: account["dead_letters"] for table, account in result.manifest.accounts.items()}
+    if not any(letters.values()):
+        return "no dead letters"
+    told = ", ".join(f"{number:,} of {table}" for table, number in letters.items() if number)
+    return f"dead letters: {told} in {result.output}/errors"
 
 
 def main() -> None:
