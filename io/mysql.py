@@ -202,7 +202,7 @@ def fetch(
 
 
 def _finish(connection: Connection, cursor: SSCursor) -> None:
-    """Reads the rows that nobody asked for, or the next query would; a connection lost on the way is closed."""
+    """Reads the rows that nobody asked for, or the next query would; closes a lost connection."""
     with contextlib.suppress(pymysql.err.MySQLError, OSError):
         if connection.open:
             cursor.close()
