@@ -158,9 +158,9 @@ def _expression(column: str, type_: pa.DataType) -> str:
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:
-    """Names of the tables and views, in lower case."""
+    """Names of the tables and views."""
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
-    return {name.lower() for (name,) in rows}
+    return {name for (name,) in rows}
 
 
 def write_table(
@@ -199,10 +199,7 @@ def _type(connection: sqlite3.Connection, table: str, column: str, declared: str
     if name == "integer":
         return pa.int64()  # SQLite's own 64-bit integer
     if name and name not in ("num", "numeric", "any"):
-        try:
-            return arrow_type(declared)
-        except ValueError as error:
-            raise UsageError(f"table {table}, column {column}: {error}; give --shop a view of it") from None
+        return arrow_type(declared)
     sql = f"SELECT DISTINCT typeof({quote(column)}) FROM {quote(table)}"  # noqa: S608
     stored = frozenset(kind for (kind,) in connection.execute(sql)) - {"null"}
     if stored not in _STORED:
