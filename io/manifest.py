@@ -1,6 +1,7 @@
 """The training files' manifest: what was published, from what, and whether every record has a fate."""
 
 import dataclasses
+import io
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -172,12 +173,20 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The file's bytes: one line a file, after the rest."""
-        blocks = [json.dumps(self._header(), ensure_ascii=False, indent=1).removesuffix("\n}").encode()]
+        # Written on, as the lines of 100,000 files are 22 MB, and joining them would hold them several times.
+        text = io.BytesIO()
+        text.write(json.dumps(self._header(), ensure_ascii=False, indent=1).removesuffix("\n}").encode())
         for name in _LISTS:
-            # The standard library took 0.2 s for 10,000 files.
-            lines = b",\n  ".join(orjson.dumps(file) for file in getattr(self, name))
-            blocks.append(b' "%s": [%s]' % (name.encode(), b"\n  %s\n " % lines if lines else b""))
-        return b",\n".join(blocks) + b"\n}\n"
+            text.write(b',\n "%s": [' % name.encode())
+            separator = b"\n  "
+            for file in getattr(self, name):
+                text.write(separator)
+                # The standard library took 0.2 s for 10,000 files.
+                text.write(orjson.dumps(file))
+                separator = b",\n  "
+            text.write(b"\n ]" if getattr(self, name) else b"]")
+        text.write(b"\n}\n")
+        return text.getvalue()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Manifest":

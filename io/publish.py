@@ -193,10 +193,10 @@ def _plan(
     check_standing(store, {path: size for path, size in kept.items() if standing.get(path) != size})
     # Of two attempts at a bundle, one may have staged what the manifest does not list.
     store.discard_all(f"{staging}/{path}" for path in staged.keys() - sizes.keys())
-    ours = {path for path in standing if _OURS.fullmatch(path.rpartition("/")[2])}
-    old = previous.paths if previous else set()
-    remove = (ours | old | _below(store, REFUSED_FOLDER)) - sizes.keys()
-    return sorted(staged.keys() & sizes.keys()), sorted(remove)
+    remove = {path for path in standing if path not in sizes and _OURS.fullmatch(path.rpartition("/")[2])}
+    remove.update(path for path in (previous.paths if previous else ()) if path not in sizes)
+    remove |= _below(store, REFUSED_FOLDER) - sizes.keys()
+    return sorted(path for path in staged if path in sizes), sorted(remove)
 
 
 def _below(store: Store, folder: str) -> set[str]:
