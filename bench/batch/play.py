@@ -69,7 +69,7 @@ class Bench:
         if not self._output(ours).exists():
             self._check_ours(contest, ours)
         measurement = self._run(contest, entry)
-        difference = first_difference(self._lake(ours), self._lake(entry))
+        difference = first_difference(self._lake(ours), self._lake(entry), entry.shop.ratings)
         if difference:
             raise SystemExit(f"{contest.name}: {entry.system} on {entry.shop.database}: {difference}")
         content = fingerprint(self._lake(entry))
