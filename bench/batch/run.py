@@ -6,6 +6,7 @@ from pathlib import Path
 
 from contests import CONTESTS, GOALS, SMALL_CONTESTS, Contest
 from machine import describe_machine
+from measure import FailedError
 from peers_setup import install_peers
 from play import Bench
 from report import write_report
@@ -80,8 +81,11 @@ def _run(contests: list[Contest], values: argparse.Namespace, results: Results) 
             ensure_shop(server, shop, values.data_dir.resolve() / "load")
         results.append(describe_machine(server))
         bench = Bench(server, values.work.resolve(), results)
-        for contest in contests:
-            bench.play(contest, values.runs)
+        try:
+            for contest in contests:
+                bench.play(contest, values.runs)
+        except FailedError as error:
+            raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
