@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -204,6 +204,7 @@ class Manifest:
             values["partition_columns"] = tuple(values["partition_columns"])
             for name, kind in zip(_LISTS, (DataFile, LetterFile, ExtraFile), strict=True):
                 values[name] = tuple(kind(**file) for file in values[name])
+                _check_files(values[name])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{where}: expected a manifest of format 1 or {_FORMAT}: {error}") from None
@@ -213,6 +214,15 @@ class Manifest:
         values = {name: value for name, value in vars(self).items() if name not in {*_LISTS, *without}}
         header: dict[str, Any] = json.loads(json.dumps(values, ensure_ascii=False))
         return header
+
+
+def _check_files(files: Iterable[DataFile | LetterFile | ExtraFile]) -> None:
+    """A publication removes what an older manifest lists: that must lie in the output."""
+    for file in files:
+        if not (isinstance(file.path, str) and isinstance(file.bytes, int)):
+            raise ValueError(f"a file without path and bytes: {file}")
+        if file.path.startswith("/") or ".." in file.path.split("/"):
+            raise ValueError(f"a path outside of the output: {file.path}")
 
 
 def changes_between(previous: Manifest | None, current: Manifest) -> dict[str, int]:

@@ -5,6 +5,7 @@ comes from the environment or a secret manager, on the worker.
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,12 +175,13 @@ def column_types(connection: Connection, table: str) -> dict[str, pa.DataType]:
 
 
 def collation(connection: Connection, table: str, column: str) -> str:
-    """The name of a column's collation."""
+    """The name of a column's collation without its character set: utf8mb3 and utf8mb4 have the same rules."""
     sql = (
         "SELECT collation_name FROM information_schema.columns WHERE table_schema = DATABASE() "
         "AND table_name = %s AND column_name = %s"
     )
-    return str([name for rows in fetch(connection, sql, (table, column)) for (name,) in rows])
+    names = [name for rows in fetch(connection, sql, (table, column)) for (name,) in rows]
+    return ", ".join(re.sub(r"^utf8(mb3|mb4)?_", "", name or "") for name in names)
 
 
 def quote(identifier: str) -> str:

@@ -13,6 +13,8 @@ import logging
 import re
 from types import TracebackType
 
+import orjson
+
 from beamrec.io.manifest import (
     MANIFEST,
     TRAINING_FOLDER,
@@ -33,7 +35,7 @@ _STAGING = "_staging"
 _INTENT = "intent.json"
 _INTENT_FORMAT = 2
 _UNNAMED = "batch"
-_OURS = re.compile(r"part-[0-9a-f]{4,64}(\.[0-9a-z]+)+")
+_OURS = re.compile(r"part-[0-9a-f]{16}\.(parquet|tfrecord|tfrecord\.gz)")
 _log = logging.getLogger(__name__)
 
 
@@ -72,6 +74,11 @@ class OutputLock:
         # A failed run that is not killed tidies up after itself.
         with self._held:
             try:
+                store = open_store(self._output)
+                if not _has_place(store, self._run):
+                    # What else is there may be another run's.
+                    store.discard_tree(staging_folder(self._run))
+                    return
                 recover(self._output)
             except BeamrecError as left:
                 if error is None:
@@ -121,7 +128,9 @@ def publish(output: str, manifest: Manifest) -> Manifest:
     previous = read_manifest(output)
     if previous is not None:
         manifest = _keep_known_letters(store, manifest, previous)
-        if manifest.same_data(previous) and _stands(store, previous):
+        # `overwrite` writes all the same: it mends what the size of a file does not show.
+        is_incremental = manifest.mode == "incremental"
+        if is_incremental and manifest.same_data(previous) and _stands(store, previous):
             store.discard_all(_below(store, REFUSED_FOLDER))
             store.discard_tree(staging)
             return previous
@@ -132,7 +141,7 @@ def publish(output: str, manifest: Manifest) -> Manifest:
     intent = {"format": _INTENT_FORMAT, "move": move, "remove": remove}
     _check_place(store, manifest.run)
     store.put(f"{staging}/{_INTENT}", json.dumps(intent).encode(), durable=True)
-    _roll_forward(store, staging)
+    _roll_forward(store, staging, manifest.run)
     return manifest
 
 
@@ -154,18 +163,24 @@ def _keep_known_letters(store: Store, manifest: Manifest, previous: Manifest) ->
         for letter in previous.dead_letters
         if standing.get(letter.path) == letter.bytes
     }
-    letters = (known.get((letter.table, letter.content), letter) for letter in manifest.dead_letters)
-    return dataclasses.replace(manifest, dead_letters=tuple(letters))
+    letters = tuple(known.get((letter.table, letter.content), letter) for letter in manifest.dead_letters)
+    # In the same hour a letter that is known and the one that is staged have one name, and other times.
+    kept = {letter.path for letter in letters} & standing.keys()
+    store.discard_all(f"{staging_folder(manifest.run)}/{path}" for path in kept)
+    return dataclasses.replace(manifest, dead_letters=letters)
 
 
 def _check_place(store: Store, run: str) -> None:
     """A run may be silent for so long that another begins, which does not stop this one by itself."""
-    last = store.let_in_last()
-    if last not in (None, run, _UNNAMED):
+    if not _has_place(store, run):
         raise UnavailableError(
-            f"--output {store.uri}: run {last} took it over while run {run} gave no sign of life for 30 s or "
-            "more; nothing was published. Run the command again, when the other one is done"
+            f"--output {store.uri}: run {store.let_in_last()} took it over while run {run} gave no sign of "
+            "life for 30 s or more; nothing was published. Run the command again, when the other one is done"
         )
+
+
+def _has_place(store: Store, run: str) -> bool:
+    return store.let_in_last() in (None, run, _UNNAMED)
 
 
 def _stands(store: Store, manifest: Manifest) -> bool:
@@ -212,15 +227,26 @@ def _check_staged(store: Store, staging: str, staged: dict[str, int], sizes: dic
             )
 
 
-def _roll_forward(store: Store, staging: str) -> bytes:
-    """Every step may have been done before; doing it again changes nothing. Returns the manifest's bytes."""
-    intent = json.loads(store.read(f"{staging}/{_INTENT}"))
-    if intent.get("format") != _INTENT_FORMAT:
+def _roll_forward(store: Store, staging: str, run: str | None = None) -> bytes:
+    """Every step may have been done before; doing it again changes nothing. Returns the manifest's bytes.
+
+    Args:
+      run: that publishes its own intent, and must still be the one to do so; None in a recovery.
+    """
+    try:
+        intent = orjson.loads(store.read(f"{staging}/{_INTENT}"))
+        known = intent.get("format") == _INTENT_FORMAT
+        data = store.read(f"{staging}/{MANIFEST}") if known else b""
+    except (AttributeError, FileNotFoundError, ValueError):
+        raise UsageError(
+            f"{store.uri}/{staging}: expected the intent of a run that was killed while publishing, found "
+            "something else; remove that folder, then run the command again"
+        ) from None
+    if not known:
         raise UsageError(
             f"{store.uri}/{staging}: another version of beamrec was killed while publishing this; run "
             "`beamrec batch` of that version once, to finish it"
         )
-    data = store.read(f"{staging}/{MANIFEST}")
     try:
         store.move_all(staging, intent["move"])
     except FileNotFoundError as error:
@@ -228,6 +254,8 @@ def _roll_forward(store: Store, staging: str) -> bytes:
             f"{store.uri}: a staged file went away while it was published: {error}. Run `beamrec batch "
             "--mode overwrite` into another --output, or restore this one"
         ) from None
+    if run is not None:
+        _check_place(store, run)
     store.put(MANIFEST, data, durable=True)
     store.discard_all(intent["remove"])
     # The intent first: it must not outlive the manifest that it needs.

@@ -199,7 +199,9 @@ def _type(connection: sqlite3.Connection, table: str, column: str, declared: str
     if name == "integer":
         return pa.int64()  # SQLite's own 64-bit integer
     if name and name not in ("num", "numeric", "any"):
-        return arrow_type(declared)
+        found = arrow_type(declared)
+        # Every floating point number of SQLite has eight bytes, whatever its column is called.
+        return pa.float64() if found == pa.float32() else found
     sql = f"SELECT DISTINCT typeof({quote(column)}) FROM {quote(table)}"  # noqa: S608
     stored = frozenset(kind for (kind,) in connection.execute(sql)) - {"null"}
     if stored not in _STORED:

@@ -41,7 +41,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     An error of ours counts wherever it was raised: here, as the cause of another one, or on a worker
     (there Beam hands on only its text).
     """
-    if isinstance(error, KeyboardInterrupt):
+    # Beam makes a RuntimeError of an interrupt that comes while a worker is at work.
+    if any(isinstance(link, KeyboardInterrupt) or str(link) == "KeyboardInterrupt" for link in _chain(error)):
         return "interrupted", INTERRUPTED
     for link in _chain(error):
         if isinstance(link, errors.BeamrecError):

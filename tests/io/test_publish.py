@@ -67,6 +67,7 @@ def stage(
         options={},
         files=tuple(files),
         dead_letters=tuple(dead),
+        mode="incremental",
     )
 
 
@@ -219,7 +220,7 @@ def test_staged_files_without_an_intent_are_undone(output: str) -> None:
 
 def test_a_file_that_the_manifest_does_not_list_is_not_published(output: str) -> None:
     manifest = stage(output, "new", NEW)
-    for name in ("k=2/part-00ff.parquet", "k=7/part-00ff.parquet"):
+    for name in ("k=2/part-00000000000000ff.parquet", "k=7/part-00000000000000ff.parquet"):
         open_store(output).put(f"{staging_folder('new')}/{TRAINING_FOLDER}/{name}", b"of a slow twin")
     publish(output, manifest)
     assert by_plain_reader(output) == set(NEW.values())
@@ -227,7 +228,11 @@ def test_a_file_that_the_manifest_does_not_list_is_not_published(output: str) ->
 
 def test_parts_that_no_manifest_lists_go_and_foreign_files_stay(output: str) -> None:
     store = open_store(output)
-    strays = ["k=9/part-0000.parquet", "a=1/b=2/part-00ff.tfrecord.gz", "part-0123456789abcdef.tfrecord"]
+    strays = [
+        "k=9/part-0000000000000000.parquet",
+        "a=1/b=2/part-00000000000000ff.tfrecord.gz",
+        "part-0123456789abcdef.tfrecord",
+    ]
     foreign = ["k=1/notes.txt", "k=1/part-00000-1b2c-c000.snappy.parquet"]
     store.put_all((f"{TRAINING_FOLDER}/{name}", name.encode()) for name in (*strays, *foreign))
     publish(output, stage(output, "new", NEW))
@@ -443,7 +448,7 @@ def test_the_intent_is_written_only_when_everything_is_staged(
     manifest = stage(output, "new", NEW)
     staged: dict[str, Any] = {}
 
-    def look(store: Store, staging: str) -> bytes:
+    def look(store: Store, staging: str, run: str) -> bytes:
         staged["intent"] = json.loads(store.read(f"{staging}/intent.json"))
         staged["files"] = {path[len(staging) + 1 :] for path in store.sizes(staging) if "parquet" in path}
         return b""

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import datetime as dt
+import hashlib
 import json
 import os
 import signal
@@ -234,15 +235,35 @@ def test_a_run_that_fails_leaves_the_previous_data(shop: str, tmp_path: Path) ->
 
 def test_running_twice_changes_nothing(shop: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    first = batch(shop, output)
+    first = batch(shop, output, "--mode", "incremental")
     before = files(output)
-    second = batch(shop, output)
+    second = batch(shop, output, "--mode", "incremental")
     assert files(output) == before
     assert second["changes"] == {"added": 0, "rewritten": 0, "unchanged": 40, "removed": 0}
     of_a_run = ("seconds", "changes")
     assert {k: v for k, v in first.items() if k not in of_a_run} == {
         k: v for k, v in second.items() if k not in of_a_run
     }
+
+
+def test_overwriting_mends_what_a_size_does_not_show(shop: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    first = batch(shop, output)
+    good = files(output / "ratings_ml_training")
+    path = min((output / "ratings_ml_training").rglob("*.parquet"))
+    path.write_bytes(bytes(len(path.read_bytes())))
+    letters = files(output / "errors")
+    second = batch(shop, output)
+    assert second["changes"] == {"added": 0, "rewritten": 0, "unchanged": 40, "removed": 0}
+    assert {k: v[0] for k, v in files(output / "ratings_ml_training").items()} == {
+        k: v[0] for k, v in good.items()
+    }
+    assert files(output / "errors") == letters, "letters keep the time that they were first seen"
+    assert first["dead_letters"] == second["dead_letters"] == 4
+    manifest = read_manifest(str(output))
+    assert manifest is not None
+    for file in (*manifest.files, *manifest.dead_letters):
+        assert hashlib.sha256((output / file.path).read_bytes()).hexdigest() == file.sha256
 
 
 def test_a_change_in_the_source_is_all_that_changes(shop: str, tmp_path: Path) -> None:
