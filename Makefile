@@ -14,7 +14,7 @@ SETUP := setup.py pyproject.toml requirements.in schemas/version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults lint format lock docs prism fake-gcs install install-dev clean
+.PHONY: help demo test test-faults lint format lock docs bench prism fake-gcs install install-dev clean
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,9 +46,14 @@ lock: $(BIN)/uv ## requirements*.in to requirements*.lock, with hashes
 	  --custom-compile-command "make lock" $(ARGS) requirements.in -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" -c requirements.lock $(ARGS) requirements-dev.in -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" $(ARGS) bench/requirements.in -o bench/requirements.lock
 
 docs: install-dev ## docs/options.md, from the code
 	$(BIN)/python docs/options.py
+
+bench: install-dev ## beamrec beside its peers, 1.5 to 2 hours on a quiet machine (see bench/README.md)
+	$(BIN)/python bench/batch/run.py $(ARGS)
 
 prism: $(PRISM) ## Beam's local streaming runner, built with Go (beamrec builds or downloads it by itself too)
 
