@@ -72,7 +72,8 @@ def measure(
         )
     # wait4 has the children that were waited for as well; a JVM that was not stands in the samples only.
     cpu_seconds = max(usage.ru_utime + usage.ru_stime, sampler.cpu_seconds)
-    return Measurement(seconds, max(usage.ru_maxrss * 1024, sampler.peak_bytes), cpu_seconds)
+    # Not ru_maxrss: it remembers what the process held between fork and exec, which is this one's memory.
+    return Measurement(seconds, sampler.peak_bytes, cpu_seconds)
 
 
 class _Sampler(threading.Thread):
