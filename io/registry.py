@@ -69,7 +69,7 @@ def backend(kind: Kind, uri: str, option: str) -> Any:
     """The module behind a URI.
 
     Args:
-      kind: `tables` (an `io.sql.Backend`), `events`, or `files` (stores of outputs).
+      kind: `tables` (an `io.backend.Backend`), `events`, or `files` (stores of outputs).
       uri: the URI or path.
       option: the flag that it came from, for the message.
 
