@@ -37,7 +37,12 @@ class BatchOptions(VerbOptions):
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
         add("--runner", default="direct", help="direct, prism, or a Beam runner's own name")
         add("--readers", type=int, default=2, help="connections that read at a time [connections]")
-        add("--range-rows", type=int, default=200_000, help="most ratings of a range; some ranges are held at a time [rows]")
+        add(
+            "--range-rows",
+            type=int,
+            default=200_000,
+            help="most ratings of a range; some ranges are held at a time [rows]",
+        )
         add(
             "--snapshot",
             default="auto",

@@ -36,7 +36,7 @@ def generate_shop(uri: str, size: ShopSize, overwrite: bool = False) -> dict[str
     """Makes a shop and writes it into a database.
 
     Args:
-      uri: `sqlite:///path`, `mysql://user@host:port/db` or `postgresql://user@host:port/db`.
+      uri: `sqlite:///path`, or `mysql://` or `postgresql://` with `user@host:port/db`.
       overwrite: whether tables of these names may be replaced.
 
     Returns:
