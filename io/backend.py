@@ -1,14 +1,16 @@
 """What a shop database behind the bounded source offers: one module a system, the same functions in each."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-__all__ = ["Access", "Backend", "Query", "Snapshot", "SnapshotMode"]
+__all__ = ["PASSWORD_VARIABLE", "Access", "Backend", "Query", "Snapshot", "SnapshotMode", "source_password"]
 
+PASSWORD_VARIABLE = "BEAMREC_SOURCE_PASSWORD"  # noqa: S105
 SnapshotMode = Literal["auto", "shared", "connection", "checksums"]
 
 
@@ -132,3 +134,12 @@ class Backend(Protocol):
 
     def table_names(self, connection: Any) -> set[str]:
         """Names of the tables and views, as the database spells them."""
+
+
+def source_password(secret: str | None) -> str:
+    """The password of the shop database, from where `Access.secret` says, else from the environment."""
+    if secret is None:
+        return os.environ.get(PASSWORD_VARIABLE, "")
+    from beamrec.io.secrets import read_secret  # cloud libraries, only where they are asked for
+
+    return read_secret(secret, "--source-secret")

@@ -2,7 +2,6 @@
 
 import contextlib
 import ipaddress
-import os
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -12,12 +11,12 @@ import pymysql
 from pymysql.connections import Connection
 from pymysql.converters import conversions
 
+from beamrec.io.backend import PASSWORD_VARIABLE, source_password
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, ConnectionLostError, UnavailableError, UsageError
 
 __all__ = ["PASSWORD_VARIABLE", "close", "open_connection", "shown", "translated"]
 
-PASSWORD_VARIABLE = "BEAMREC_SOURCE_PASSWORD"  # noqa: S105
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 600
@@ -62,7 +61,7 @@ def open_connection(uri: str, secret: str | None = None) -> Connection:
             user=unquote(parts.username) if parts.username else None,
             # As bytes: PyMySQL encodes text as Latin-1, the servers expect UTF-8. What is not UTF-8 in the
             # environment comes as surrogates.
-            password=_password(secret).encode("utf-8", "surrogateescape"),
+            password=source_password(secret).encode("utf-8", "surrogateescape"),
             database=unquote(parts.path[1:]),
             charset="utf8mb4",
             conv=_CONVERSIONS,
@@ -102,14 +101,6 @@ def _as_ours(where: str, error: Exception) -> BeamrecError:
     lost = may_pass and "certificate" not in text.lower()
     lost = lost or isinstance(error, ConnectionError | TimeoutError)
     return (ConnectionLostError if lost else UnavailableError)(f"{where}: {text}; {hint}")
-
-
-def _password(secret: str | None) -> str:
-    if secret is None:
-        return os.environ.get(PASSWORD_VARIABLE, "")
-    from beamrec.io.secrets import read_secret  # cloud libraries, only where they are asked for
-
-    return read_secret(secret, "--source-secret")
 
 
 def _parse(uri: str) -> SplitResult:

@@ -6,7 +6,6 @@ isolation is asked for.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from beamrec.io.backend import PASSWORD_VARIABLE, source_password
 from beamrec.io.postgres import NETWORK_OPTIONS, connection_options, refusal_hint
 from beamrec.schemas.errors import (
     BadDataError,
@@ -25,7 +25,6 @@ from beamrec.schemas.errors import (
 
 __all__ = ["PASSWORD_VARIABLE", "Connection", "begin", "close", "open_connection", "translated"]
 
-PASSWORD_VARIABLE = "BEAMREC_SOURCE_PASSWORD"  # noqa: S105
 
 _EXPECTED = "postgresql://user@host:port/database?schema=&sslmode=&sslrootcert="
 # The first version that knows the setting, and what makes it ours for one transaction. The shop's role may
@@ -197,12 +196,7 @@ def _options(uri: str) -> dict[str, str]:
 
 
 def _password(secret: str | None) -> str:
-    if secret is None:
-        password = os.environ.get(PASSWORD_VARIABLE, "")
-    else:
-        from beamrec.io.secrets import read_secret  # cloud libraries, only where they are asked for
-
-        password = read_secret(secret, "--source-secret")
+    password = source_password(secret)
     # What is not UTF-8 in the environment comes as surrogates.
     if "\0" in password or any("\ud800" <= character <= "\udfff" for character in password):
         raise UsageError("--source: the password holds a NUL or is not UTF-8; PostgreSQL takes no such one")

@@ -56,9 +56,7 @@ class Part:
 
 
 def slices_of(tables: ShopTables, connection: Any, range_: KeyRange, max_rows: int) -> list[Slice]:
-    """The slices that a range is read in: one, unless a single key has more than `max_rows` ratings."""
-    if range_.rows <= max_rows:
-        return plan_slices([])
+    """Where to cut the range of a single key with more than `max_rows` ratings."""
     ratings = tables.ratings
     condition, parameters = ratings_condition(range_, ratings.column(0), ratings.backend.PLACEHOLDER)
     return plan_slices(ratings.bounds(connection, 1, max_rows, condition, parameters))

@@ -200,7 +200,7 @@ class _Reading:
 
     def _slices(self, range_: KeyRange) -> list[Slice]:
         if range_.rows <= self._range_rows:
-            return [Slice(None, None)]
+            return plan_slices([])
         return self.readers.run(lambda c: slices_of(self.tables, c, range_, self._range_rows))
 
     def _cut(self, range_: KeyRange, slices: Future[list[Slice]]) -> Iterator[Part]:
