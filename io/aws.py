@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import boto3.session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoRegionError
 
 from beamrec.schemas.errors import UnavailableError, UsageError
@@ -27,6 +25,9 @@ def open_client(service: str, region: str | None, endpoint: str | None, where: s
     Raises:
       UsageError: there is no region, or the endpoint is no URL.
     """
+    import boto3.session  # here, since few runs need it and it takes a quarter of a second
+    from botocore.config import Config
+
     try:
         # Sessions are not thread-safe, and the default one is shared.
         return boto3.session.Session().client(

@@ -5,15 +5,17 @@ import io
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from beamrec.io.store import Store, open_store
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.version import __version__
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 __all__ = [
     "MANIFEST",
@@ -254,7 +256,7 @@ def read_manifest(output: str) -> Manifest | None:
         return None
 
 
-def open_training(output: str) -> ds.Dataset:
+def open_training(output: str) -> "ds.Dataset":
     """The published training files as one table, exact even while a run is publishing.
 
     Args:
@@ -278,6 +280,8 @@ def open_training(output: str) -> ds.Dataset:
             f"{store.uri}: expected Parquet files, found {manifest.file_format}; train reads Parquet: run "
             "`beamrec batch` with --format parquet into another --output"
         )
+    import pyarrow.dataset as ds  # here, since it imports pandas: a second of every command's start
+
     files, base = store.arrow()
     return ds.dataset(
         [f"{base}/{file.path}" for file in manifest.files],
@@ -288,7 +292,9 @@ def open_training(output: str) -> ds.Dataset:
     )
 
 
-def _partitioning(manifest: Manifest) -> ds.Partitioning | None:
+def _partitioning(manifest: Manifest) -> "ds.Partitioning | None":
+    import pyarrow.dataset as ds
+
     if manifest.buckets or not manifest.partition_columns:
         return None
     types = {column: pa.type_for_alias(manifest.types[column]) for column in manifest.partition_columns}

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from beamrec.pipelines import capture, commands, config_file
+from beamrec.pipelines import beam_start, capture, commands, config_file
 from beamrec.pipelines.arguments import VerbParser, flag_name
 from beamrec.pipelines.console import Console, default_home
 from beamrec.pipelines.failures import INTERRUPTED, explain
@@ -153,6 +153,8 @@ def _failure(error: BaseException) -> tuple[str, int]:
 
 def _execute(call: _Call, console: Console) -> dict[str, Any]:
     module = commands.load(call.verb)
+    if commands.VERBS[call.verb].beam:
+        beam_start.import_beam(call.argv)
     if commands.VERBS[call.verb].recorded and not {"-h", "--help"} & set(call.argv):
         return _recorded(call, module, console)
     with capture.log_to_terminal(console.terminal, call.debug):

@@ -42,10 +42,12 @@ class Verb:
     Attributes:
       module: file name under `pipelines/commands/`, without `.py`.
       recorded: whether each run gets an id, a folder under `HOME/runs` and a log.
+      beam: whether it runs Beam.
     """
 
     module: str
     recorded: bool = False
+    beam: bool = False
 
     @property
     def path(self) -> str:
@@ -54,13 +56,13 @@ class Verb:
 
 
 VERBS = {
-    "demo": Verb("demo", recorded=True),
+    "demo": Verb("demo", recorded=True, beam=True),
     "init": Verb("init"),
     "generate": Verb("generate"),
-    "batch": Verb("batch", recorded=True),
-    "train": Verb("train", recorded=True),
+    "batch": Verb("batch", recorded=True, beam=True),
+    "train": Verb("train", recorded=True, beam=True),
     "release": Verb("release", recorded=True),
-    "stream": Verb("stream", recorded=True),
+    "stream": Verb("stream", recorded=True, beam=True),
     "runs": Verb("runs"),
     "doctor": Verb("doctor"),
     "down": Verb("down"),
