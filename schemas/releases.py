@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -31,6 +31,12 @@ MAX_DIM = 2000  # the most dimensions that pgvector's HNSW indexes for the type 
 _RELEASE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,39}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INPUT_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
+# ASCII only, so that two names never look alike and no file system folds one into another; a first letter
+# that hides nothing, a last one that no file system drops.
+_PATH = re.compile(
+    r"(?:[0-9A-Za-z_](?:[0-9A-Za-z._+=-]*[0-9A-Za-z_+=-])?/)*[0-9A-Za-z_](?:[0-9A-Za-z._+=-]*[0-9A-Za-z_+=-])?"
+)
+_MAX_PATH = 500
 
 
 def check_release_id(release_id: str) -> str:
@@ -52,6 +58,31 @@ def _check_count(value: Any, where: str, minimum: int = 0) -> None:
         raise ValueError(f"manifest: {where}: expected an integer of at least {minimum}, got {value!r}")
 
 
+def _check_norms(norms: Any, where: str) -> None:
+    """Least and greatest length, or None."""
+    if norms is None:
+        return
+    if not isinstance(norms, tuple) or len(norms) != 2 or not all(type(n) in (int, float) for n in norms):
+        raise ValueError(f"manifest: {where}: expected the least and the greatest length, got {norms!r}")
+    least, greatest = norms
+    if not 0 <= least <= greatest < math.inf:
+        raise ValueError(f"manifest: {where}: expected 0 ≤ least ≤ greatest, got {norms!r}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two equal names one reader may take the first, and another the last."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return values
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
 def _check_choice(value: Any, choices: tuple[str, ...], where: str) -> None:
     if value not in choices:
         raise ValueError(f"manifest: {where}: expected one of {', '.join(choices)}; got {value!r}")
@@ -66,12 +97,12 @@ class ReleaseFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        parts = self.path.split("/") if isinstance(self.path, str) else []
-        tricks = {"", ".", ".."}.intersection(parts) or re.search(r"[\\:\x00-\x1f]", str(self.path))
-        if not parts or tricks or self.path == "manifest.json":
+        plain = isinstance(self.path, str) and len(self.path) <= _MAX_PATH and _PATH.fullmatch(self.path)
+        if not plain or self.path.casefold() == "manifest.json":
             raise ValueError(
-                "manifest: files: expected a relative path with / between plain names, inside the release "
-                f"folder and not the manifest itself; got {self.path!r}"
+                "manifest: files: expected a relative path with / between plain names (letters, digits and "
+                "_ . + = - of ASCII), inside the release folder and not the manifest itself; "
+                f"got {str(self.path)[:_MAX_PATH]!a}"
             )
         _check_count(self.bytes, f"files: {self.path}: bytes")
         if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
@@ -118,6 +149,9 @@ class ReleaseManifest:
       metrics: offline metrics by name, finite.
       data_fingerprint: SHA-256 over the training files, "" if unknown.
       training: options that the model was trained with.
+      origin: `train`, or `import` for a release made of what was made elsewhere.
+      skipped: what an import left out and never opened, as it was called there.
+      item_norms, user_norms: least and greatest length of the vectors; None where it was not noted.
       files: every file of the folder but the manifest itself.
     """
 
@@ -141,6 +175,10 @@ class ReleaseManifest:
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     data_fingerprint: str = ""
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    origin: Literal["train", "import"] = "train"
+    skipped: tuple[str, ...] = ()
+    item_norms: tuple[float, float] | None = None
+    user_norms: tuple[float, float] | None = None
     format_version: int = 1
 
     def __post_init__(self) -> None:
@@ -152,6 +190,7 @@ class ReleaseManifest:
         _check_choice(self.user_key_type, ("int", "string"), "user_key_type")
         _check_choice(self.item_key_type, ("int", "string"), "item_key_type")
         _check_choice(self.distance, DISTANCE_OPERATORS, "distance")
+        _check_choice(self.origin, ("train", "import"), "origin")
         _check_count(self.dim, "dim", minimum=1)
         if self.dim > MAX_DIM:
             raise ValueError(f"manifest: dim: at most {MAX_DIM} (pgvector's index), got {self.dim}")
@@ -179,8 +218,12 @@ class ReleaseManifest:
                 raise ValueError(f"manifest: metrics: {name}: expected a finite number, got {value!r}")
         for name, size in self.vocabulary_sizes.items():
             _check_count(size, f"vocabulary_sizes: {name}")
+        for name in ("item_norms", "user_norms"):
+            _check_norms(getattr(self, name), name)
 
     def _check_files(self) -> None:
+        if not all(isinstance(path, str) for path in self.skipped):
+            raise ValueError("manifest: skipped: expected paths")
         paths = [f.path for f in self.files]
         if len({p.casefold() for p in paths}) != len(paths):
             raise ValueError("manifest: files: a path is listed twice (case does not distinguish files)")
@@ -200,8 +243,8 @@ class ReleaseManifest:
           ValueError: it is not JSON, or does not describe a release.
         """
         try:
-            values = json.loads(data)
-        except (ValueError, UnicodeDecodeError) as error:
+            values = json.loads(data, object_pairs_hook=_once, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"manifest: not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"manifest: expected an object, got {type(values).__name__}")
@@ -212,6 +255,9 @@ class ReleaseManifest:
                 ("item_inputs", TowerInput),
             ):
                 values[name] = tuple(kind(**entry) for entry in values.get(name, ()))
+            for name in ("skipped", "item_norms", "user_norms"):
+                if isinstance(values.get(name), list):
+                    values[name] = tuple(values[name])
             return cls(**values)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"manifest: {error}") from None
