@@ -1,10 +1,11 @@
 """PostgreSQL connections: URIs without passwords, verified TLS, timeouts, and waiting out an outage."""
 
 import dataclasses
+import functools
 import logging
 import os
+import random
 import ssl
-import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -15,12 +16,14 @@ import psycopg2
 import psycopg2.extensions
 
 from beamrec.io import embedded
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.io.postgres_pool import Limits, Pool, is_lost, passes, passes_for_a_while
+from beamrec.schemas.errors import ConnectionLostError, UnavailableError, UsageError
 
 __all__ = [
     "NETWORK_OPTIONS",
     "PASSWORD_VARIABLES",
     "Database",
+    "Limits",
     "connect",
     "connection_options",
     "default_uri",
@@ -40,9 +43,9 @@ NETWORK_OPTIONS = {
 }
 """libpq's options against a network that goes silent: seconds, the last one milliseconds."""
 
-_STATEMENT_SECONDS = 600  # a load builds an index in one statement
-_LOCK_SECONDS = 60
+_LIMITS = Limits()
 _MAX_BACKOFF_SECONDS = 10.0
+_A_WHILE_SECONDS = 300.0
 _QUERY_OPTIONS = frozenset(
     {"host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "application_name"}
 )
@@ -167,12 +170,15 @@ def refusal_hint(message: str) -> str | None:
     return next((hint for text, hint in _REFUSALS.items() if text in message), None)
 
 
-def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.connection:
+def connect(
+    uri: str, password_env: str | None = None, limits: Limits = _LIMITS
+) -> psycopg2.extensions.connection:
     """A new connection; `embedded:/folder` starts that server if it is not running.
 
     Args:
       uri: `postgresql://user@host:port/db` or `embedded:/folder`.
       password_env: environment variable of the password; None for `PASSWORD_VARIABLES`.
+      limits: how long to wait for what.
 
     Raises:
       UsageError: the URI is wrong.
@@ -188,9 +194,9 @@ def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.co
         return psycopg2.connect(
             **options,
             **({"password": password} if password else {}),
-            **NETWORK_OPTIONS,
-            options=f"-c statement_timeout={_STATEMENT_SECONDS}s -c lock_timeout={_LOCK_SECONDS}s "
-            "-c timezone=UTC",
+            **NETWORK_OPTIONS | {"connect_timeout": limits.connect_seconds},
+            options=f"-c statement_timeout={limits.statement_seconds}s "
+            f"-c lock_timeout={limits.lock_seconds}s -c timezone=UTC",
         )
     except psycopg2.Error as error:
         reason = " ".join(str(error).split())
@@ -202,86 +208,100 @@ def connect(uri: str, password_env: str | None = None) -> psycopg2.extensions.co
         ) from None
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether waiting can mend the error: an outage, a restart, a full disk, a deadlock; not a refusal."""
-    if isinstance(error, UnavailableError):
-        return refusal_hint(str(error)) is None
-    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-
-
 @dataclasses.dataclass
 class Database:
-    """One lazy connection for each thread, picklable by its URI; a broken one is replaced at the next use.
+    """A pool of lazy connections, picklable by what it is made of; broken ones are replaced at the next use.
 
     Attributes:
       uri: as `connect` takes it.
       patient: wait out an outage, without end, instead of raising.
+      limits: connections at a time, and how long to wait for what.
+      password_env: environment variable of the password; None for `PASSWORD_VARIABLES`.
     """
 
     uri: str
     patient: bool = False
+    limits: Limits = _LIMITS
+    password_env: str | None = None
 
-    def __post_init__(self) -> None:
-        self._local = threading.local()
+    @functools.cached_property
+    def _pool(self) -> Pool:
+        return Pool(lambda: connect(self.uri, self.password_env, self.limits), self.limits.connections)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "patient": self.patient}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._local = threading.local()
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def transaction(self, work: Callable[[Any], Answer], patient: bool | None = None) -> Answer:
         """Runs `work(cursor)` in one transaction and returns its answer; `work` may run more than once.
 
-        A connection that broke while idle is replaced once in any case; with `patient` every outage is
-        waited out with a growing pause (10 s at most).
+        While all connections are lent it waits. A connection that broke while idle is replaced once in any
+        case; with `patient` every outage is waited out with a growing pause (10 s at most), and what may
+        pass on a server that answers, such as a statement timeout, for five minutes.
 
         Raises:
-          UnavailableError: the database is away, or refuses us.
+          UnavailableError: the database is away, refuses us, or does not answer in time.
+          psycopg2.Error: the statement is wrong.
         """
         patient = self.patient if patient is None else patient
+        began = time.monotonic()
         attempt = 0
         while True:
-            reused = getattr(self._local, "connection", None) is not None
             try:
                 return self._attempt(work)
             except (psycopg2.Error, UnavailableError) as error:
-                if not _may_pass(error) or not (patient or (reused and attempt == 0)):
+                reused = isinstance(error, _BrokenWhileIdleError) and attempt == 0
+                if not reused and not (patient and _may_pass(error, time.monotonic() - began)):
                     raise _explained(error) from error
                 attempt += 1
                 self._wait(attempt, error)
 
     def _attempt(self, work: Callable[[Any], Answer]) -> Answer:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = connect(self.uri)
-        try:
-            with connection, connection.cursor() as cursor:
-                return work(cursor)
-        except (psycopg2.OperationalError, psycopg2.InterfaceError):
-            self.close()
-            raise
+        with self._pool.lend() as (connection, used_before):
+            try:
+                with connection, connection.cursor() as cursor:
+                    return work(cursor)
+            except psycopg2.Error as error:
+                if not is_lost(error, connection):
+                    raise
+                connection.close()
+                self._pool.close_idle()
+                kind = _BrokenWhileIdleError if used_before else ConnectionLostError
+                raise kind(_described(error)) from error
 
     def _wait(self, attempt: int, error: Exception) -> None:
         pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2 ** min(attempt, 10))
         if attempt > 1:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             _log.warning("vector store unavailable, trying again in %.1f s: %s", pause, first_line)
-        time.sleep(pause)
+        # Not all workers at once: they all lost the server in the same moment.
+        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
 
     def close(self) -> None:
-        """Closes this thread's connection; the next use opens another."""
-        connection = getattr(self._local, "connection", None)
-        self._local.connection = None
-        if connection is not None:
-            connection.close()
+        """Closes the connections that nobody uses; the next use opens another."""
+        self._pool.close_idle()
+
+
+class _BrokenWhileIdleError(ConnectionLostError):
+    """A connection that had worked before was lost: the server may be there nevertheless."""
+
+
+def _may_pass(error: Exception, waited_seconds: float) -> bool:
+    """Whether waiting can mend the error; not a refusal, and not what lasts on a server that answers."""
+    if isinstance(error, psycopg2.Error):
+        return passes(error) or (passes_for_a_while(error) and waited_seconds < _A_WHILE_SECONDS)
+    return refusal_hint(str(error)) is None
 
 
 def _explained(error: Exception) -> Exception:
     """What the user sees: an outage or a missing privilege as UnavailableError, else the error itself."""
-    if isinstance(
-        error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.errors.InsufficientPrivilege
+    if isinstance(error, psycopg2.Error) and (
+        passes(error)
+        or passes_for_a_while(error)
+        or isinstance(error, psycopg2.OperationalError | psycopg2.errors.InsufficientPrivilege)
     ):
-        return UnavailableError(f"PostgreSQL: {' '.join(str(error).split()) or type(error).__name__}")
+        return UnavailableError(_described(error))
     return error
+
+
+def _described(error: psycopg2.Error) -> str:
+    return f"PostgreSQL: {' '.join(str(error).split()) or type(error).__name__}"

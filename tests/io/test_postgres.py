@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from beamrec.io import embedded
-from beamrec.io.postgres import Database, connect, connection_options
+from beamrec.io.postgres import Database, Limits, connect, connection_options
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 
@@ -92,22 +92,78 @@ def test_work_is_committed_whole_or_not_at_all(database: str) -> None:
     store.close()
 
 
-def test_each_thread_has_its_own_connection_and_copies_start_afresh(database: str) -> None:
-    def backend(cursor: psycopg2.extensions.cursor) -> int:
-        cursor.execute("SELECT pg_backend_pid()")
-        return int(cursor.fetchone()[0])
+def backend(cursor: psycopg2.extensions.cursor) -> int:
+    """The number of the server process behind a connection."""
+    cursor.execute("SELECT pg_backend_pid()")
+    return int(cursor.fetchone()[0])
 
+
+def test_a_connection_is_used_again_and_copies_start_afresh(database: str) -> None:
     store = Database(database)
     seen = [store.transaction(backend), store.transaction(backend)]
-    thread = threading.Thread(target=lambda: seen.append(store.transaction(backend)))
-    thread.start()
-    thread.join()
     copy = pickle.loads(pickle.dumps(store))  # noqa: S301
     seen.append(copy.transaction(backend))
-    assert seen[0] == seen[1]
-    assert len(set(seen)) == 3
+    assert seen[0] == seen[1] != seen[2]
     store.close()
     copy.close()
+
+
+def test_threads_share_no_connection_and_wait_where_all_are_lent(database: str) -> None:
+    store = Database(database, limits=Limits(connections=2))
+    lock, at_once, most, seen = threading.Lock(), 0, 0, []
+
+    def work(cursor: psycopg2.extensions.cursor) -> int:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        cursor.execute("SELECT pg_sleep(0.02)")
+        with lock:
+            at_once -= 1
+        return backend(cursor)
+
+    threads = [threading.Thread(target=lambda: seen.append(store.transaction(work))) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(seen), len(set(seen)), most) == (9, 2, 2)
+    store.close()
+
+
+def test_a_statement_that_takes_too_long_says_so_and_leaves_the_connection(database: str) -> None:
+    store = Database(database, limits=Limits(statement_seconds=1))
+    before = store.transaction(backend)
+    with pytest.raises(UnavailableError, match="statement timeout"):
+        store.transaction(lambda cursor: cursor.execute("SELECT pg_sleep(30)"))
+    assert store.transaction(backend) == before
+    store.close()
+
+
+def test_a_patient_database_waits_for_a_lock_and_not_for_a_wrong_statement(database: str) -> None:
+    holder, patient = Database(database), Database(database, patient=True, limits=Limits(lock_seconds=1))
+    holder.transaction(lambda cursor: cursor.execute("CREATE SCHEMA beamrec; CREATE TABLE beamrec.t (n int)"))
+    held, done = threading.Event(), []
+
+    def hold(cursor: psycopg2.extensions.cursor) -> None:
+        cursor.execute("LOCK TABLE beamrec.t")
+        held.set()
+        cursor.execute("SELECT pg_sleep(1.5)")
+
+    thread = threading.Thread(target=lambda: done.append(holder.transaction(hold)))
+    thread.start()
+    held.wait(10)
+    patient.transaction(lambda cursor: cursor.execute("INSERT INTO beamrec.t VALUES (1)"))
+    thread.join()
+    with pytest.raises(psycopg2.errors.UndefinedTable):
+        patient.transaction(lambda cursor: cursor.execute("SELECT * FROM beamrec.missing"))
+    patient.close()
+    holder.close()
+
+
+def test_limits_below_one_are_refused() -> None:
+    with pytest.raises(ValueError, match="connections: expected an integer of at least 1, got 0"):
+        Limits(connections=0)
 
 
 def test_a_connection_that_the_server_ended_is_replaced(database: str) -> None:
