@@ -3,13 +3,12 @@
 Nothing here opens a model: a release is checked before any part of it reaches TensorFlow or a database.
 """
 
-import csv
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,19 @@ from typing import Any
 import numpy as np
 import orjson
 
+from beamrec.model.embeddings import (
+    UNIT_TOLERANCE,
+    KeyType,
+    length_range,
+    line_of_row,
+    read_embeddings,
+    read_popularity,
+    vector_lengths,
+    write_embeddings,
+    write_popularity,
+)
+from beamrec.model.file_kinds import refused_content, refused_name
+from beamrec.model.saved_models import SAVED_MODEL, check_saved_model, check_tower
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.paths import local_path
 from beamrec.schemas.releases import ReleaseContents, ReleaseFile, ReleaseManifest
@@ -49,7 +61,7 @@ POPULARITY = "popularity.csv"
 
 _MAX_MANIFEST_BYTES = 64 * 2**20
 _READ_BYTES = 2**20
-_UNIT_TOLERANCE = 1e-3
+_HEAD_BYTES = 16
 
 
 def local_folder(uri: str, option: str = "--releases") -> Path:
@@ -79,10 +91,16 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
     """Names a staged release by its time and content, writes its manifest and moves it in place.
 
     Args:
-      values: fields of `ReleaseManifest` but `id`, `created_at`, `code_version` and `files`.
+      staging: what `staged_release` gave, with everything but the manifest in it.
+      releases: folder that gets the release.
+      values: fields of `ReleaseManifest` but `id`, `created_at`, `code_version` and `files`; `item_norms` and
+        `user_norms` are measured where they are not among them.
 
     Returns:
       The manifest and the release's folder.
+
+    Raises:
+      BadDataError: the staged vectors are not usable.
     """
     now = datetime.now(UTC)
     files = tuple(
@@ -95,7 +113,7 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
         created_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
         code_version=__version__,
         files=files,
-        **values,
+        **{**_measured(staging, values), **values},
     )
     (staging / MANIFEST).write_bytes(manifest.to_json())
     for path in (*_list_files(staging), MANIFEST):
@@ -107,6 +125,15 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
     return manifest, folder
 
 
+def _measured(staging: Path, values: dict[str, Any]) -> dict[str, tuple[float, float] | None]:
+    found = {}
+    for name, file in (("item_norms", ITEM_EMBEDDINGS), ("user_norms", USER_EMBEDDINGS)):
+        if name not in values:
+            _, vectors = read_embeddings(staging / file, values["dim"])
+            found[name] = length_range(vector_lengths(vectors))
+    return found
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -115,54 +142,74 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_embeddings(path: Path, ids: Sequence[str], vectors: np.ndarray) -> None:
-    """Writes `id,embedding` with every float32 in the fewest digits that give it back exactly."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("id", "embedding"))
-        for key, vector in zip(ids, np.ascontiguousarray(vectors, np.float32), strict=True):
-            rows.writerow((key, orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY).decode()))
-
-
-def write_popularity(path: Path, ids: Sequence[str], ratings: Sequence[int]) -> None:
-    """Writes `id,ratings`, most popular first: the fallback list, and the popularity seen in training."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("id", "ratings"))
-        rows.writerows(zip(ids, ratings, strict=True))
-
-
 # Reading ----------------------------------------------------------------------------------------------
 
 
 def verify_release(folder: Path, checksum: str | None = None) -> ReleaseManifest:
-    """Checks that a folder is exactly what its manifest says: every file, byte by byte, and no other.
+    """Checks that a folder is exactly what its manifest says, and holds no code: every file, byte by byte.
 
     Args:
+      folder: of one release.
       checksum: SHA-256 of `manifest.json` that is expected, if one is.
 
     Raises:
       UsageError: there is no such release.
-      BadDataError: a file is missing, changed, unlisted or no plain file; or the manifest is wrong.
+      BadDataError: a file is missing, changed, unlisted, no plain file or of a kind that holds code; a tower
+        does more than compute, or is not what the manifest says; or the manifest is wrong.
     """
     manifest = _read_manifest(folder, checksum)
     listed = {file.path: file for file in manifest.files}
     present = set(_list_files(folder)) - {MANIFEST}
-    for name in sorted(present ^ set(listed)):
-        what = "is in the manifest but not there" if name in listed else "is not in the manifest"
-        raise BadDataError(f"release {folder}: {name} {what}; take the folder anew from where it was made")
-    for name, file in listed.items():
-        _, size, digest = _describe(folder / name, name)
-        if (size, digest) != (file.bytes, file.sha256):
+    for name in sorted(present | set(listed)):
+        kind = refused_name(name)
+        if kind:
+            raise BadDataError(f"release {folder}: {name!a} is {kind}; a release must not hold one")
+        if name not in listed or name not in present:
+            what = "is in the manifest but not there" if name in listed else "is not in the manifest"
             raise BadDataError(
-                f"release {folder}: {name} is not what the manifest says: expected {file.bytes} bytes of "
-                f"SHA-256 {file.sha256[:12]}…, got {size} bytes of {digest[:12]}…"
+                f"release {folder}: {name!a} {what}; take the folder anew from where it was made"
             )
+    for file in manifest.files:
+        _check_file(folder, file)
     for name in _required(manifest):
         if name not in listed:
             raise BadDataError(f"release {folder}: {name} is missing from the manifest")
+    _check_models(folder, manifest)
     return manifest
+
+
+def _check_file(folder: Path, file: ReleaseFile) -> None:
+    path = folder / file.path
+    size = path.lstat().st_size
+    head, digest = b"", ""
+    if size == file.bytes:
+        with path.open("rb") as opened:
+            head = opened.read(_HEAD_BYTES)
+        _, size, digest = _describe(path, file.path)
+    if (size, digest) != (file.bytes, file.sha256):
+        raise BadDataError(
+            f"release {folder}: {file.path} is not what the manifest says: expected {file.bytes} bytes of "
+            f"SHA-256 {file.sha256[:12]}…, got {size} bytes{f' of {digest[:12]}…' if digest else ''}"
+        )
+    kind = refused_content(file.path, head)
+    if kind:
+        raise BadDataError(f"release {folder}: {file.path} is {kind}; a release must not hold one")
+
+
+def _check_models(folder: Path, manifest: ReleaseManifest) -> None:
+    """Towers by their signatures, and every other SavedModel, such as the preprocessing graph."""
+    towers = {
+        USER_TOWER: (manifest.has_user_tower, manifest.user_inputs),
+        ITEM_TOWER: (manifest.has_item_tower, manifest.item_inputs),
+    }
+    for file in manifest.files:
+        parent, _, name = file.path.rpartition("/")
+        if name == SAVED_MODEL:
+            has_tower, inputs = towers.get(parent, (False, ()))
+            if has_tower:
+                check_tower(folder / parent, inputs, manifest.dim)
+            else:
+                check_saved_model(folder / parent)
 
 
 def _read_manifest(folder: Path, checksum: str | None) -> ReleaseManifest:
@@ -228,15 +275,21 @@ def read_release(folder: Path) -> ReleaseContents:
       BadDataError: the folder is not what its manifest says, or its vectors or ids are not usable.
     """
     manifest = verify_release(folder)
-    items, item_vectors = read_embeddings(folder / ITEM_EMBEDDINGS, manifest.dim)
-    users, user_vectors = read_embeddings(folder / USER_EMBEDDINGS, manifest.dim)
+    items, item_vectors = _read_side(
+        folder / ITEM_EMBEDDINGS, manifest, manifest.items, manifest.item_key_type, manifest.item_norms
+    )
+    users, user_vectors = _read_side(
+        folder / USER_EMBEDDINGS, manifest, manifest.users, manifest.user_key_type, manifest.user_norms
+    )
     popular = read_popularity(folder / POPULARITY)
-    unknown = set(popular) - set(items)
-    if unknown or len(set(popular)) != len(popular):
-        what = f"{min(unknown)!r} is not in the catalogue" if unknown else "an id stands there twice"
-        raise BadDataError(f"{folder / POPULARITY}: {what}")
-    for name, vectors in ((ITEM_EMBEDDINGS, item_vectors), (USER_EMBEDDINGS, user_vectors)):
-        _check_norms(folder / name, vectors, manifest)
+    catalogue = set(items)
+    unknown = next((row for row, item in enumerate(popular) if item not in catalogue), None)
+    if unknown is not None:
+        # An id may hold newlines, but those of the rows before are of the catalogue.
+        line = 2 + unknown + sum(item.count("\n") for item in popular[:unknown])
+        raise BadDataError(
+            f"{folder / POPULARITY}:{line}: {popular[unknown]!a} is unknown: it is not in {ITEM_EMBEDDINGS}"
+        )
     try:
         return ReleaseContents(
             manifest,
@@ -252,73 +305,29 @@ def read_release(folder: Path) -> ReleaseContents:
         raise BadDataError(f"release {folder}: {error}") from None
 
 
-def _check_norms(path: Path, vectors: np.ndarray, manifest: ReleaseManifest) -> None:
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    wrong = np.abs(norms - 1) > _UNIT_TOLERANCE if manifest.normalized else norms > np.finfo(np.float32).max
+def _read_side(
+    path: Path, manifest: ReleaseManifest, rows: int, key_type: KeyType, norms: tuple[float, float] | None
+) -> tuple[list[str], np.ndarray]:
+    ids, vectors = read_embeddings(path, manifest.dim, rows, key_type)
+    _check_norms(path, vectors, manifest, norms)
+    return ids, vectors
+
+
+def _check_norms(
+    path: Path, vectors: np.ndarray, manifest: ReleaseManifest, noted: tuple[float, float] | None
+) -> None:
+    lengths = vector_lengths(vectors)
+    wrong = (
+        np.abs(lengths - 1) > UNIT_TOLERANCE if manifest.normalized else lengths > np.finfo(np.float32).max
+    )
     if manifest.distance == "<=>":
-        wrong |= norms == 0
+        wrong |= lengths == 0
     if wrong.any():
         row = int(np.argmax(wrong))
         expected = "length one, as the manifest says" if manifest.normalized else "a finite length above 0"
-        raise BadDataError(f"{path}:{row + 2}: expected a vector of {expected}, got length {norms[row]:.6g}")
-
-
-def read_embeddings(path: Path, dim: int) -> tuple[list[str], np.ndarray]:
-    """Ids and vectors [rows, dim] float32 of an embeddings file.
-
-    Raises:
-      BadDataError: with file and line: a wrong header, dimension, number, or an id that stands there twice.
-    """
-    ids: list[str] = []
-    vectors: list[np.ndarray] = []
-    seen: set[str] = set()
-    for line, key, cell in _rows(path, ("id", "embedding")):
-        if not key or key in seen:
-            raise BadDataError(f"{path}:{line}: expected a new id, got {key!r}{' again' if key else ''}")
-        seen.add(key)
-        ids.append(key)
-        vectors.append(_parse_vector(cell, dim, f"{path}:{line}"))
-    return ids, np.array(vectors, np.float32).reshape(len(ids), dim)
-
-
-def _parse_vector(cell: str, dim: int, where: str) -> np.ndarray:
-    try:
-        values = orjson.loads(cell)  # strict: it knows neither NaN nor Infinity
-    except orjson.JSONDecodeError as error:
-        raise BadDataError(f"{where}: expected numbers as [0.1,…]: {error}") from None
-    if not isinstance(values, list) or len(values) != dim:
-        found = f"{len(values)} numbers" if isinstance(values, list) else type(values).__name__
-        raise BadDataError(f"{where}: expected {dim} numbers, got {found}")
-    vector = np.array(values)
-    if vector.dtype.kind not in "fi" or not (np.abs(vector) <= np.finfo(np.float32).max).all():
-        raise BadDataError(f"{where}: expected finite numbers within float32")
-    return vector.astype(np.float32)
-
-
-def read_popularity(path: Path) -> list[str]:
-    """Item ids, most popular first.
-
-    Raises:
-      BadDataError: with file and line, if a row is not `id,ratings`.
-    """
-    ids = []
-    for line, key, count in _rows(path, ("id", "ratings")):
-        if not (count.isascii() and count.isdigit()):
-            raise BadDataError(f"{path}:{line}: expected a number of ratings, got {count!r}")
-        ids.append(key)
-    return ids
-
-
-def _rows(path: Path, header: tuple[str, str]) -> Iterator[tuple[int, str, str]]:
-    """(line, first, second) of a CSV file of two columns."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        try:
-            if tuple(next(rows, ())) != header:
-                raise BadDataError(f"{path}:1: expected the header {','.join(header)}")
-            for row in rows:
-                if len(row) != 2:
-                    raise BadDataError(f"{path}:{rows.line_num}: expected 2 columns, got {len(row)}")
-                yield rows.line_num, row[0], row[1]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise BadDataError(f"{path}:{rows.line_num}: {error}") from None
+        raise BadDataError(
+            f"{path}:{line_of_row(path, row)}: expected a vector of {expected}, got length {lengths[row]:.6g}"
+        )
+    found = length_range(lengths)
+    if noted is not None and (found is None or not np.allclose(found, noted, rtol=UNIT_TOLERANCE, atol=0)):
+        raise BadDataError(f"{path}: expected vectors of lengths {noted}, as the manifest says; got {found}")

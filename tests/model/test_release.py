@@ -127,9 +127,9 @@ def _file(path: str) -> list[dict[str, Any]]:
     [
         (_flip, "item_embeddings.csv is not what the manifest says"),
         (_append("scalers/graph.pb"), "expected 5 bytes .* got 6"),
-        (_append("model/best_model.pth"), "best_model.pth is not in the manifest"),
-        (_append("code.py"), "code.py is not in the manifest"),
-        (lambda r: (r / "scalers/graph.pb").unlink(), "graph.pb is in the manifest but not there"),
+        (_append("model/best_model.pth"), "best_model.pth' is a PyTorch model"),
+        (_append("code.py"), "code.py' is a program"),
+        (lambda r: (r / "scalers/graph.pb").unlink(), "graph.pb' is in the manifest but not there"),
         (_link, "neither file nor folder"),
         (_link_folder, "neither file nor folder"),
         (lambda r: os.mkfifo(r / "pipe"), "neither file nor folder"),
@@ -145,9 +145,9 @@ def _file(path: str) -> list[dict[str, Any]]:
         (_manifest(dim=0), "dim"),
         (_manifest(dim=True), "dim"),
         (_manifest(dim=8), "expected 8 numbers, got 4"),
-        (_manifest(items=4), r"the manifest says \[4, 4\]"),
+        (_manifest(items=4), "csv:6: expected 4 rows, as the manifest says; got 3"),
         (_manifest(distance="; DROP TABLE"), "distance"),
-        (_manifest(metrics={"rmse": float("nan")}), "finite"),
+        (_manifest(metrics={"rmse": float("nan")}), "NaN is no number"),
         (_manifest(format_version=2), "format_version"),
         (_manifest(surprise=1), "surprise"),
         (_manifest(has_user_tower=True), "user_inputs"),
@@ -172,7 +172,7 @@ GOOD = "id,embedding\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + 'a,"[1,0,0,0]"\nb,"[NaN,0,0,0]"\n', "csv:3: expected numbers"),
+        (GOOD + 'a,"[1,0,0,0]"\nb,"[NaN,0,0,0]"\n', "csv:3: expected finite numbers"),
         (GOOD + 'a,"[1e39,0,0,0]"\n', "csv:2: expected finite numbers"),
         (GOOD + 'a,"[1,0,0]"\n', "csv:2: expected 4 numbers, got 3"),
         (GOOD + "a,\"[1,0,0,'0']\"\n", "csv:2"),
