@@ -1,85 +1,217 @@
-"""Offline metrics on held-out ratings, beside popularity on the same split."""
+"""Offline metrics on held-out ratings: the model beside baselines, on one split, with intervals."""
+
+import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
 
-__all__ = ["TOP", "evaluate", "popularity_order", "recall_at"]
+from beamrec.model.baselines import (
+    Scorer,
+    als,
+    item_knn,
+    popularity,
+    popularity_order,
+    random_scores,
+    vectors,
+)
+from beamrec.model.intervals import Ratio, Resampled, resample
+from beamrec.model.ranking import NO_ITEM, Ranked, coverage, ranking_metrics, top_items
+from beamrec.schemas.evaluation import MODEL, Counts, Estimate, Evaluation, EvaluationOptions, SplitOptions
 
-TOP = 10
+__all__ = ["EvaluationOptions", "ModelVectors", "SplitOptions", "evaluate", "popularity_order"]
 
 _LIKED = 0.5
 """Held-out ratings above the middle of the scale are what a recommender should find."""
 
+_SCORES_AT_ONCE = 4_000_000
+_Z = 1.959964  # of a normal distribution's 95 % interval
 
-def popularity_order(item: np.ndarray, rating: np.ndarray, items: int) -> np.ndarray:
-    """Item indices by falling number of ratings, then mean rating, then index; int64 [items]."""
-    counts = np.bincount(item, minlength=items)
-    means = np.bincount(item, rating, minlength=items) / np.maximum(counts, 1)
-    return np.lexsort((np.arange(items), -means, -counts))
+Rows = npt.NDArray[np.int64]
+_Name = tuple[str, str]  # system, metric
 
 
-def recall_at(top: np.ndarray, liked: dict[int, set[int]]) -> float:
-    """Mean over users of the share of their liked items among the recommended ones.
+@dataclasses.dataclass(frozen=True)
+class ModelVectors:
+    """A trained model as it recommends.
 
-    Args:
-      top: recommended items, int [users, k].
-      liked: user → items; users without one do not count. The share is of min(k, liked).
+    Attributes:
+      users, items: float32 [users, dim] and [items, dim]; the score is their inner product.
+      predicted: ratings 0…1 of the held-out entries in the order of `held.data`, float [held]; None of a
+        model that predicts none.
     """
-    if not liked:
-        return 0.0
-    shares = [len(items & set(top[u].tolist())) / min(top.shape[1], len(items)) for u, items in liked.items()]
-    return float(np.mean(shares))
+
+    users: npt.NDArray[np.float32]
+    items: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.floating] | None = None
 
 
 def evaluate(
-    user_vectors: np.ndarray,
-    item_vectors: np.ndarray,
-    predicted: np.ndarray,
-    user: np.ndarray,
-    item: np.ndarray,
-    rating: np.ndarray,
-    training: np.ndarray,
-    held: np.ndarray,
-) -> dict[str, float]:
-    """RMSE of the predicted ratings and recall@10 beside popularity's and chance's.
+    training: sp.csr_matrix,
+    held: sp.csr_matrix,
+    model: ModelVectors,
+    split: SplitOptions,
+    options: EvaluationOptions,
+) -> Evaluation:
+    """Measures the model beside popularity, random, item-kNN and ALS.
 
-    Items that a user rated in training are not recommended, by neither recommender.
+    Nobody is recommended what he rated in training. Ties go to the more popular item. Scores are held for
+    a block of users at a time, so memory is that of the two matrices, of the fitted baselines and of
+    `options.customers` top lists.
 
     Args:
-      user_vectors, item_vectors: [users, dim] and [items, dim].
-      predicted: predicted ratings of the held-out rows.
-      user, item, rating: all ratings as indices and scale 0…1.
-      training, held: rows of the split.
+      training, held: ratings 0…1 on either side of the split, [users, items]; a stored 0 is a rating.
+      split: what divided them, for the record.
+
+    Raises:
+      ValueError: shapes disagree, a pair is on both sides, or a vector is not finite.
     """
-    liked: dict[int, set[int]] = {}
-    for row in held[rating[held] > _LIKED]:
-        liked.setdefault(int(user[row]), set()).add(int(item[row]))
-    scores = user_vectors @ item_vectors.T
-    popularity = np.empty(len(item_vectors))
-    order = popularity_order(item[training], rating[training], len(item_vectors))
-    popularity[order] = -np.arange(len(order))
-    by_popularity = np.tile(popularity, (len(user_vectors), 1))
-    baseline = float(np.sqrt(np.mean((rating[training].mean() - rating[held]) ** 2)))
-    for ranking in (scores, by_popularity):
-        ranking[user[training], item[training]] = -np.inf
+    _check(training, held, model)
+    order = popularity_order(training.indices, training.data, training.shape[1])
+    training, held = _with_columns(training, order), _with_columns(held, order)
+    model = dataclasses.replace(model, items=model.items[order])
+    users = _sample(held, options)
+    ranked = _rank_all(_scorers(training, model, options.seed), training, held, users, max(options.ks))
+    figures = _ratios(ranked, options.ks) | _errors(training, held, model, users, options)
+    resampled = resample(figures, options.resamples, options.seed) if len(users) else {}
+    systems = {
+        system: _of(system, resampled) | _coverages(lists.top, options.ks, training.shape[1])
+        for system, lists in ranked.items()
+    }
+    systems |= {"mean": mean} if (mean := _of("mean", resampled)) else {}
+    liked = int(np.count_nonzero(ranked[MODEL].liked))
+    counts = Counts(*training.shape, training.nnz, held.nnz, len(users), liked)
+    return Evaluation(systems, _differences(resampled), counts, options, split)
+
+
+def _check(training: sp.csr_matrix, held: sp.csr_matrix, model: ModelVectors) -> None:
+    users, items = training.shape
+    if held.shape != training.shape or (len(model.users), len(model.items)) != (users, items):
+        raise ValueError(
+            f"evaluation: expected [{users}, {items}] on either side and vectors for each, got held-out "
+            f"ratings {held.shape} and vectors of {len(model.users)} users and {len(model.items)} items"
+        )
+    if not training.nnz:
+        raise ValueError("evaluation: there are no ratings on the training side")
+    for name, array in (("users", model.users), ("items", model.items), ("predicted", model.predicted)):
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(f"evaluation: {name}: a value of the model is not finite")
+    if model.predicted is not None and len(model.predicted) != held.nnz:
+        raise ValueError(f"evaluation: {len(model.predicted)} predictions of {held.nnz} held-out ratings")
+
+
+def _with_columns(ratings: sp.csr_matrix, order: npt.NDArray[np.int64]) -> sp.csr_matrix:
+    """The same entries in the same order, stored zeros too, with the columns in another order."""
+    place = np.empty(len(order), ratings.indices.dtype)
+    place[order] = np.arange(len(order))
+    return sp.csr_matrix((ratings.data, place[ratings.indices], ratings.indptr), shape=ratings.shape)
+
+
+def _sample(held: sp.csr_matrix, options: EvaluationOptions) -> Rows:
+    """Users with a held-out rating, all or a seeded sample, ascending."""
+    eligible = np.flatnonzero(np.diff(held.indptr))
+    if len(eligible) <= options.customers:
+        return eligible
+    random = np.random.default_rng(options.seed)
+    return np.sort(random.choice(eligible, options.customers, replace=False))
+
+
+def _scorers(training: sp.csr_matrix, model: ModelVectors, seed: int) -> dict[str, Scorer]:
     return {
-        "rmse": float(np.sqrt(np.mean((predicted - rating[held]) ** 2))),
-        "rmse_of_the_mean": baseline,
-        "recall_at_10": recall_at(_top(scores), liked),
-        "recall_at_10_popularity": recall_at(_top(by_popularity), liked),
-        "recall_at_10_random": _chance(liked, user[training], len(item_vectors)),
-        "held_out": float(len(held)),
+        MODEL: vectors(model.users, model.items),
+        "popularity": popularity(training),
+        "item_knn": item_knn(training),
+        "als": als(training, seed),
+        "random": random_scores(training.shape[1], seed),
     }
 
 
-def _top(ranking: np.ndarray) -> np.ndarray:
-    return np.argsort(-ranking, axis=1, kind="stable")[:, :TOP]
+def _rank_all(
+    scorers: Mapping[str, Scorer], training: sp.csr_matrix, held: sp.csr_matrix, users: Rows, k: int
+) -> dict[str, Ranked]:
+    parts: dict[str, list[Ranked]] = {system: [] for system in scorers}
+    at_once = max(1, _SCORES_AT_ONCE // training.shape[1])
+    for start in range(0, max(len(users), 1), at_once):
+        block = users[start : start + at_once]
+        rated = _marked(training[block])
+        if (rated & _marked(held[block])).any():
+            raise ValueError("evaluation: a rating is on both sides of the split")
+        likes = held[block].toarray() > _LIKED
+        for system, scorer in scorers.items():
+            parts[system].append(_rank(scorer(block), rated, likes, k))
+    return {system: _joined(blocks) for system, blocks in parts.items()}
 
 
-def _chance(liked: dict[int, set[int]], user: np.ndarray, items: int) -> float:
-    """Expected recall of TOP items drawn among those that the user did not rate in training."""
-    rated = np.bincount(user, minlength=max(liked, default=0) + 1)
-    shares = [
-        min(1.0, TOP / max(1, items - rated[u])) * len(wanted) / min(TOP, len(wanted))
-        for u, wanted in liked.items()
-    ]
-    return float(np.mean(shares)) if shares else 0.0
+def _marked(ratings: sp.csr_matrix) -> npt.NDArray[np.bool_]:
+    """Where there is a rating, also one of 0; bool [users, items]."""
+    ones = np.ones(ratings.nnz, bool)
+    marked = sp.csr_matrix((ones, ratings.indices, ratings.indptr), shape=ratings.shape).toarray()
+    return np.asarray(marked, bool)
+
+
+def _rank(
+    scores: npt.NDArray[np.float32], rated: npt.NDArray[np.bool_], likes: npt.NDArray[np.bool_], k: int
+) -> Ranked:
+    top = top_items(np.where(rated, -np.inf, scores).astype(np.float32), k)
+    hits = np.take_along_axis(likes, np.maximum(top, 0), 1) & (top != NO_ITEM)
+    return Ranked(top, hits, likes.sum(1))
+
+
+def _joined(blocks: list[Ranked]) -> Ranked:
+    return Ranked(
+        np.concatenate([b.top for b in blocks]),
+        np.concatenate([b.hits for b in blocks]),
+        np.concatenate([b.liked for b in blocks]),
+    )
+
+
+def _ratios(ranked: Mapping[str, Ranked], ks: tuple[int, ...]) -> dict[_Name, Ratio]:
+    """Means over the users who have something to find."""
+    return {
+        (system, metric): Ratio(values, (lists.liked > 0).astype(np.float64))
+        for system, lists in ranked.items()
+        for k in ks
+        for metric, values in ranking_metrics(lists, k).items()
+    }
+
+
+def _errors(
+    training: sp.csr_matrix, held: sp.csr_matrix, model: ModelVectors, users: Rows, options: EvaluationOptions
+) -> dict[_Name, Ratio]:
+    """Root mean square errors of the model and of the training ratings' mean."""
+    counts = np.diff(held.indptr)
+    user = np.repeat(np.arange(len(counts)), counts)
+    predictions = {"mean": np.full(held.nnz, training.data.mean(dtype=np.float64))}
+    if model.predicted is not None:
+        predictions[MODEL] = np.asarray(model.predicted, np.float64)
+    errors = {
+        system: np.bincount(user, ((predicted - held.data) * options.rating_span) ** 2, len(counts))
+        for system, predicted in predictions.items()
+    }
+    return {
+        (system, "rmse"): Ratio(squares[users], counts[users].astype(np.float64), np.sqrt)
+        for system, squares in errors.items()
+    }
+
+
+def _of(system: str, resampled: Mapping[_Name, Resampled]) -> dict[str, Estimate]:
+    return {metric: figure.estimate() for (name, metric), figure in resampled.items() if name == system}
+
+
+def _coverages(top: npt.NDArray[np.int32], ks: tuple[int, ...], items: int) -> dict[str, Estimate]:
+    estimates = {}
+    for k in ks:
+        share, error = coverage(top[:, :k], items) if len(top) else (0.0, 0.0)
+        estimates[f"coverage@{k}"] = Estimate(share, max(share - _Z * error, 0), min(share + _Z * error, 1))
+    return estimates
+
+
+def _differences(resampled: Mapping[_Name, Resampled]) -> dict[str, dict[str, Estimate]]:
+    """The model's figures less every other system's, on the same bootstrap samples."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for (system, metric), figure in resampled.items():
+        mine = resampled.get((MODEL, metric))
+        if system != MODEL and mine is not None:
+            found.setdefault(system, {})[metric] = (mine - figure).estimate()
+    return found

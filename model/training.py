@@ -11,9 +11,10 @@ from typing import Any
 import keras  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
+import scipy.sparse as sp
 import tensorflow as tf
 
-from beamrec.model.evaluation import evaluate
+from beamrec.model.evaluation import EvaluationOptions, ModelVectors, SplitOptions, evaluate
 from beamrec.model.options import TrainingOptions
 from beamrec.model.preprocessing import FeatureSpec, load_transform, raw_arrays, vocabulary_sizes
 from beamrec.model.towers import Tower
@@ -83,12 +84,17 @@ def train(
         progress(epoch + 1, loss)
     user_vectors, item_vectors = learner.vectors()
     predicted = learner.predict(user_vectors, item_vectors, held)
-    metrics = evaluate(
-        user_vectors, item_vectors, predicted, data.user, data.item, data.rating, training, held
-    )
-    for name in ("rmse", "rmse_of_the_mean"):
-        metrics[name] *= data.rating_span
-    return TrainedModel(learner.user_tower, learner.item_tower, metrics)
+    sides = [_matrix(data, rows) for rows in (training, held)]
+    model = ModelVectors(user_vectors, item_vectors, predicted)
+    measured = EvaluationOptions(rating_span=data.rating_span, seed=options.seed)
+    evaluation = evaluate(*sides, model, SplitOptions(options.holdout, seed=options.seed), measured)
+    return TrainedModel(learner.user_tower, learner.item_tower, evaluation.headline())
+
+
+def _matrix(data: Ratings, rows: np.ndarray) -> sp.csr_matrix:
+    """Some of the ratings as [users, items]; they are sorted by user and item, so entries keep their order."""
+    shape = data.users.num_rows, data.items.num_rows
+    return sp.csr_matrix((data.rating[rows], (data.user[rows], data.item[rows])), shape=shape)
 
 
 def _batches(order: np.ndarray, size: int) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Training end to end on the planted film shop."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from beamrec.io.manifest import open_training
 from beamrec.model import release as folders
-from beamrec.model.evaluation import evaluate, popularity_order, recall_at
 from beamrec.model.handler import quiet_tensorflow
 from beamrec.model.options import TowerOptions, TrainingOptions
 from beamrec.model.preprocessing import FeatureSpec
@@ -132,30 +130,3 @@ def test_other_training_files_are_refused(trained: Any, tmp_path: Path) -> None:
 def test_options_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         TrainingOptions(**wrong)  # type: ignore[arg-type]
-
-
-def test_metrics_by_hand() -> None:
-    """Two users, twelve items; user 0 likes item 11, which only his vector finds."""
-    users, items = np.array([[1.0, 0], [0, 1]]), np.zeros((12, 2))
-    items[11] = [1, 0]
-    user, item = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 11])
-    rating = np.array([1.0, 1.0, 0.5, 1.0])
-    training, held = np.array([0, 1, 2]), np.array([3])
-    metrics = evaluate(users, items, np.array([0.7]), user, item, rating, training, held)
-    assert metrics["recall_at_10"] == 1
-    assert metrics["recall_at_10_popularity"] == 0  # item 11 was never rated: last of 11 that are left
-    assert metrics["recall_at_10_random"] == pytest.approx(10 / 11)
-    assert metrics["rmse"] == pytest.approx(0.3)
-    assert metrics["rmse_of_the_mean"] == pytest.approx(1 - 2.5 / 3)
-
-
-def test_popularity_is_by_count_then_mean_then_index() -> None:
-    item, rating = np.array([2, 2, 0, 1, 3]), np.array([0.0, 0.0, 0.5, 1.0, 0.5])
-    assert popularity_order(item, rating, 5).tolist() == [2, 1, 0, 3, 4]
-
-
-def test_recall_counts_users_with_something_to_find() -> None:
-    top = np.array([[0, 1], [2, 3], [4, 5]])
-    assert recall_at(top, {0: {0, 9}, 1: {2, 3, 7, 8}}) == pytest.approx((0.5 + 1) / 2)
-    assert recall_at(top, {}) == 0
-    assert math.isfinite(recall_at(top, {2: {1}}))

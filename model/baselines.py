@@ -1,0 +1,98 @@
+"""What a model is measured against: popularity, chance, item-kNN and ALS, each fitted on the training side.
+
+Every system scores some users against all items; `beamrec.model.evaluation` ranks them all alike.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from beamrec.model.split import mix
+
+__all__ = ["Scorer", "als", "item_knn", "popularity", "popularity_order", "random_scores", "vectors"]
+
+Floats = npt.NDArray[np.float32]
+Scorer = Callable[[npt.NDArray[np.int64]], Floats]
+"""User rows [n] → scores [n, items]; the higher, the sooner recommended."""
+
+_NEIGHBOURS = 50
+_FACTORS, _ITERATIONS, _REGULARIZATION = 32, 15, 0.05
+_CONFIDENCE = 10.0  # of Hu, Koren and Volinsky (2008): 1 + confidence · rating, for what was rated
+
+
+def popularity_order(
+    item: npt.NDArray[np.integer], rating: npt.NDArray[np.floating], items: int
+) -> npt.NDArray[np.int64]:
+    """Item indices by falling number of ratings, then mean rating, then index; int64 [items]."""
+    counts = np.bincount(item, minlength=items)
+    means = np.bincount(item, rating, minlength=items) / np.maximum(counts, 1)
+    return np.lexsort((np.arange(items), -means, -counts))
+
+
+def vectors(users: Floats, items: Floats) -> Scorer:
+    """Inner products of users' [users, dim] and items' vectors [items, dim]."""
+    return lambda rows: np.asarray(users[rows] @ items.T, np.float32)
+
+
+def popularity(training: sp.csr_matrix) -> Scorer:
+    """The same for everybody: items by number of ratings."""
+    order = popularity_order(training.indices, training.data, training.shape[1])
+    scores = np.empty(len(order), np.float32)
+    scores[order] = -np.arange(len(order))
+    return lambda rows: np.tile(scores, (len(rows), 1))
+
+
+def random_scores(items: int, seed: int) -> Scorer:
+    """Chance: a score by hash of user and item, the same whichever users are asked together."""
+    columns = mix(np.arange(items, dtype=np.uint64) + mix(np.full(1, seed, np.uint64)))
+
+    def score(rows: npt.NDArray[np.int64]) -> Floats:
+        drawn = mix(mix(rows.astype(np.uint64))[:, None] ^ columns[None, :])
+        return (drawn >> np.uint64(40)).astype(np.float32)
+
+    return score
+
+
+def item_knn(training: sp.csr_matrix) -> Scorer:
+    """Items like those that the user rated: cosine of their columns, the nearest of each (Sarwar, 2001)."""
+    from implicit.nearest_neighbours import ItemItemRecommender
+
+    weights = _weights(training)
+    lengths = np.sqrt(np.bincount(weights.indices, weights.data**2, weights.shape[1]))
+    unit = weights.data / lengths[weights.indices]
+    model = ItemItemRecommender(K=_NEIGHBOURS + 1, num_threads=1)  # itself is one of them
+    model.fit(sp.csr_matrix((unit, weights.indices, weights.indptr), weights.shape), show_progress=False)
+    similarity = model.similarity.astype(np.float32)
+    return lambda rows: (weights[rows] @ similarity).toarray()
+
+
+def als(training: sp.csr_matrix, seed: int) -> Scorer:
+    """Implicit-feedback matrix factorization by alternating least squares (Hu, Koren and Volinsky, 2008)."""
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    with _one_thread():
+        model = AlternatingLeastSquares(
+            factors=_FACTORS, regularization=_REGULARIZATION, iterations=_ITERATIONS,
+            num_threads=1, random_state=seed,
+        )  # fmt: skip
+        model.fit(_weights(training) * _CONFIDENCE, show_progress=False)
+    return vectors(model.user_factors, model.item_factors)
+
+
+def _weights(training: sp.csr_matrix) -> sp.csr_matrix:
+    """Ratings as the strength of an interaction; the lowest rating is one too, so none is 0."""
+    floor = np.float32(0.1)
+    data = np.maximum(training.data.astype(np.float32), floor)
+    return sp.csr_matrix((data, training.indices, training.indptr), shape=training.shape)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """BLAS on one thread: its order of summation would differ, and `implicit` is far slower with more."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
