@@ -6,20 +6,24 @@ for that batch. One statement answers a whole batch.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import psycopg2
 
 from beamrec.io import pgvector_load, pgvector_releases, pgvector_search, pgvector_serving
+from beamrec.io.pgvector_guards import Guards
+from beamrec.io.pgvector_index import IndexOptions
 from beamrec.io.pgvector_schema import ensure_schema
 from beamrec.io.pgvector_search import Catalogue, Lookup
 from beamrec.io.postgres import Database
-from beamrec.schemas.releases import ActiveRelease, ReleaseContents, ReleaseManifest
-from beamrec.schemas.serving import ServingRow
+from beamrec.schemas.releases import ActiveRelease, ReleaseContents
+from beamrec.schemas.serving import SearchSetting, ServingRow
 
 __all__ = ["Catalogue", "Lookup", "ReleaseStore"]
+
+_HNSW = IndexOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +58,38 @@ class ReleaseStore:
         """Creates the schema `beamrec` and its tables where they are missing."""
         self._database.transaction(ensure_schema)
 
-    def load(self, contents: ReleaseContents) -> ReleaseManifest:
-        """Loads a verified release whole or not at all; loading it again changes nothing.
+    def load(
+        self,
+        contents: ReleaseContents,
+        index: IndexOptions = _HNSW,
+        status: Callable[[str], None] = lambda text: None,
+    ) -> bool:
+        """Loads a verified release, on a connection of its own; readers notice nothing of it.
+
+        Killed anywhere and called again it goes on behind its last finished step and ends the same.
+
+        Args:
+          index: how its items are indexed.
+          status: told which step begins.
+
+        Returns:
+          False if it was loaded already; then nothing is changed, its index neither.
 
         Raises:
           BadDataError: its id is taken by other content, or what was stored is not what was given.
         """
+        return pgvector_load.load_release(self.uri, contents, index, status)
 
-        def work(cursor: psycopg2.extensions.cursor) -> None:
-            ensure_schema(cursor)
-            if pgvector_load.load_release(cursor, contents):
-                why = f"from {contents.uri}"
-                pgvector_releases.audit(cursor, "load", None, contents.manifest.id, why)
-
-        self._database.transaction(work)
-        return contents.manifest
-
-    def promote(self, release_id: str, reason: str) -> ActiveRelease:
+    def promote(self, release_id: str, reason: str, guards: Guards | None = None) -> ActiveRelease:
         """Makes a loaded release the active one, in one transaction, and the views follow.
 
+        Args:
+          guards: bounds against the release that it replaces; None for none.
+
         Raises:
-          UsageError: no such release is loaded.
+          UsageError: no such release is loaded, or a guard says no.
         """
-        return self._move_pointer(release_id, reason)
+        return self._move_pointer(release_id, reason, guards)
 
     def rollback(self, reason: str = "rollback") -> ActiveRelease:
         """Goes back to the release that the last promote of the active one replaced.
@@ -84,23 +97,36 @@ class ReleaseStore:
         Raises:
           UsageError: there is none.
         """
-        return self._move_pointer(None, reason)
+        return self._move_pointer(None, reason, None)
 
-    def _move_pointer(self, release_id: str | None, reason: str) -> ActiveRelease:
+    def _move_pointer(self, release_id: str | None, reason: str, guards: Guards | None) -> ActiveRelease:
         def work(cursor: psycopg2.extensions.cursor) -> ActiveRelease:
             ensure_schema(cursor)
             return pgvector_releases.move_pointer(
-                cursor, release_id, reason, (self.item_view, self.user_view)
+                cursor, release_id, reason, (self.item_view, self.user_view), guards
             )
 
         return self._database.transaction(work)
+
+    def set_search(self, release_id: str, setting: SearchSetting) -> None:
+        """Keeps with a loaded release how its items are best searched; `active` hands it out.
+
+        Raises:
+          UsageError: no such release is loaded.
+        """
+
+        def work(cursor: psycopg2.extensions.cursor) -> None:
+            ensure_schema(cursor)
+            pgvector_releases.set_search(cursor, release_id, setting)
+
+        self._database.transaction(work)
 
     def active(self) -> ActiveRelease | None:
         """The active release, or None where none was promoted yet."""
         return self._database.transaction(pgvector_releases.active)
 
     def releases(self) -> list[dict[str, Any]]:
-        """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active."""
+        """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active, index…"""
         self.ensure_schema()
         return self._database.transaction(pgvector_releases.loaded)
 

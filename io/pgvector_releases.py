@@ -6,19 +6,23 @@ Functions of a cursor; the caller owns the transaction.
 import getpass
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg2
 from psycopg2 import sql
+from psycopg2.extras import Json
 
-from beamrec.io.pgvector_schema import follow_with_views, partition_name
+from beamrec.io.pgvector_guards import Guards, violations
+from beamrec.io.pgvector_schema import ensure_schema, follow_with_views, is_ready, partition_name
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.releases import ActiveRelease
+from beamrec.schemas.serving import SearchSetting
 
-__all__ = ["active", "audit", "loaded", "move_pointer", "release", "show"]
+__all__ = ["active", "audit", "loaded", "move_pointer", "release", "release_before", "set_search", "show"]
 
 _BIGGEST_INT = 2**31 - 1
-_COLUMNS = "r.id, r.uri, r.checksum, r.dim, r.operator, r.has_user_tower, r.items"
+_COLUMNS = "r.id, r.uri, r.checksum, r.dim, r.operator, r.has_user_tower, r.items, r.items_version, r.search"
 
 
 def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveRelease:
@@ -34,80 +38,118 @@ def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveReleas
             f"release {release_id} is not loaded; `beamrec release list` shows those that are, "
             "`beamrec release load` loads one"
         )
-    return ActiveRelease(*row)
+    return _from_row(row)
+
+
+def _from_row(row: tuple[Any, ...]) -> ActiveRelease:
+    *fields, search = row
+    return ActiveRelease(*fields, search=SearchSetting.from_dict(search) if search else None)
 
 
 def active(cursor: psycopg2.extensions.cursor) -> ActiveRelease | None:
-    """The active release; None where none was promoted, or the tables are not there yet."""
+    """The active release; None where none was promoted, or the tables are not there yet.
+
+    Raises:
+      UnavailableError: the tables are of an older version, and this user may not migrate them.
+    """
     cursor.execute("SELECT to_regclass('beamrec.active_release') IS NOT NULL")
     if not cursor.fetchone()[0]:
         return None
+    if not is_ready(cursor):
+        ensure_schema(cursor)
     cursor.execute(
         f"SELECT {_COLUMNS} FROM beamrec.active_release a JOIN beamrec.releases r ON r.id = a.release"  # noqa: S608
     )
     row = cursor.fetchone()
-    return ActiveRelease(*row) if row else None
+    return _from_row(row) if row else None
 
 
 def loaded(cursor: psycopg2.extensions.cursor) -> list[dict[str, Any]]:
-    """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active."""
+    """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active, index, search."""
     cursor.execute(
-        "SELECT r.id, r.loaded_at, r.dim, r.items, r.users, a.release IS NOT NULL "
+        "SELECT r.id, r.loaded_at, r.dim, r.items, r.users, a.release IS NOT NULL, "
+        "coalesce(r.built->'index'->>'kind', 'hnsw'), r.search "
         "FROM beamrec.releases r LEFT JOIN beamrec.active_release a ON a.release = r.id "
         "ORDER BY r.loaded_at DESC, r.id DESC"
     )
-    names = ("id", "loaded_at", "dim", "items", "users", "active")
+    names = ("id", "loaded_at", "dim", "items", "users", "active", "index", "search")
     rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return [row | {"loaded_at": row["loaded_at"].isoformat()} for row in rows]
 
 
 def show(cursor: psycopg2.extensions.cursor, release_id: str) -> dict[str, Any]:
-    """A release's folder, manifest and audit trail (`history`, oldest first).
+    """A release's folder, manifest, how its tables were built, and audit trail (`history`, oldest first).
 
     Raises:
       UsageError: no release of this id is loaded.
     """
     found = release(cursor, release_id)
     cursor.execute(
-        "SELECT at, who, action, from_release, to_release, why FROM beamrec.release_audit "
+        "SELECT at, who, action, from_release, to_release, why, forced FROM beamrec.release_audit "
         "WHERE %s IN (from_release, to_release) ORDER BY number",
         [release_id],
     )
-    names = ("at", "who", "action", "from", "to", "why")
+    names = ("at", "who", "action", "from", "to", "why", "forced")
     history = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    cursor.execute("SELECT built FROM beamrec.releases WHERE id = %s", [release_id])
+    built = cursor.fetchone()[0]
     return {
         "id": found.id,
         "uri": found.uri,
         "checksum": found.checksum,
+        "items": found.items,
+        "items_version": found.items_version,
+        "built": built,
+        "search": found.search.to_dict() if found.search else None,
         "manifest": _manifest(cursor, release_id),
         "history": [entry | {"at": entry["at"].isoformat()} for entry in history],
     }
 
 
+def set_search(cursor: psycopg2.extensions.cursor, release_id: str, setting: SearchSetting) -> None:
+    """Keeps with a release how it is best searched.
+
+    Raises:
+      UsageError: no release of this id is loaded.
+    """
+    found = release(cursor, release_id)
+    cursor.execute(
+        "UPDATE beamrec.releases SET search = %s WHERE id = %s", [Json(setting.to_dict()), found.id]
+    )
+    audit(cursor, "set-search", None, found.id, ", ".join(f"{k} {v}" for k, v in setting.to_dict().items()))
+
+
 def move_pointer(
-    cursor: psycopg2.extensions.cursor, release_id: str | None, why: str, views: tuple[str, str]
+    cursor: psycopg2.extensions.cursor,
+    release_id: str | None,
+    why: str,
+    views: tuple[str, str],
+    guards: Guards | None,
 ) -> ActiveRelease:
     """Makes `release_id` the active release, or with None the one before it; the views follow.
 
     Args:
       views: names in `public` of the item view and the user view.
+      guards: bounds against the active release; None for none. A rollback has none: it goes back to what
+        was active before, at a time when nobody should have to argue with it.
 
     Raises:
-      UsageError: it is not loaded, or there is none to go back to.
+      UsageError: it is not loaded, there is none to go back to, or a guard says no.
       BadDataError: its ids do not have the shop's key type.
     """
     # Promotes queue up here; readers of the pointer are not held up by this mode.
     cursor.execute("LOCK TABLE beamrec.active_release IN SHARE ROW EXCLUSIVE MODE")
     cursor.execute("SELECT release FROM beamrec.active_release")
     before = (cursor.fetchone() or (None,))[0]
-    found = release(cursor, release_id or _release_before(cursor, before))
+    found = release(cursor, release_id or _release_to_go_back_to(cursor, before))
     if before != found.id:
+        forced = _overruled(cursor, before, found.id, guards) if before and guards else []
         cursor.execute(
             "INSERT INTO beamrec.active_release (release) VALUES (%s) "
             "ON CONFLICT (one) DO UPDATE SET release = excluded.release, since = now()",
             [found.id],
         )
-        audit(cursor, "promote" if release_id else "rollback", before, found.id, why)
+        audit(cursor, "promote" if release_id else "rollback", before, found.id, why, forced)
     manifest = _manifest(cursor, found.id)
     key_types = (
         _sql_type(cursor, "item_embeddings", manifest["item_key_type"], found.id),
@@ -117,18 +159,34 @@ def move_pointer(
     return found
 
 
+def _overruled(cursor: psycopg2.extensions.cursor, before: str, after: str, guards: Guards) -> list[str]:
+    """Guards that said no and were overruled by force, each with what it said."""
+    found = violations(cursor, before, after, guards)
+    if found and not guards.force:
+        raise UsageError(
+            f"release {after} is not promoted: {'; '.join(v.says for v in found)}. "
+            f"{before} stays active; --force promotes it nevertheless"
+        )
+    return [f"{v.guard}: {v.says}" for v in found]
+
+
 def audit(
-    cursor: psycopg2.extensions.cursor, action: str, before: str | None, after: str | None, why: str
+    cursor: psycopg2.extensions.cursor,
+    action: str,
+    before: str | None,
+    after: str | None,
+    why: str,
+    forced: Sequence[str] = (),
 ) -> None:
-    """Writes one line of the audit table: who (user@host), when, from, to, why."""
+    """Writes one line of the audit table: who (user@host), when, from, to, why, and overruled guards."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())  # containers run under numbers that have no name
     cursor.execute(
-        "INSERT INTO beamrec.release_audit (who, action, from_release, to_release, why) "
-        "VALUES (%s, %s, %s, %s, %s)",
-        [f"{user}@{socket.gethostname()}", action, before, after, why],
+        "INSERT INTO beamrec.release_audit (who, action, from_release, to_release, why, forced) "
+        "VALUES (%s, %s, %s, %s, %s, %s)",
+        [f"{user}@{socket.gethostname()}", action, before, after, why, list(forced)],
     )
 
 
@@ -138,17 +196,21 @@ def _manifest(cursor: psycopg2.extensions.cursor, release_id: str) -> dict[str, 
     return manifest
 
 
-def _release_before(cursor: psycopg2.extensions.cursor, current: str | None) -> str:
-    """The release that the last promote of the active one replaced."""
+def release_before(cursor: psycopg2.extensions.cursor, current: str | None) -> str | None:
+    """The release that the last promote of this one replaced, loaded or not."""
     cursor.execute(
         "SELECT from_release FROM beamrec.release_audit WHERE action = 'promote' AND to_release = %s "
         "ORDER BY number DESC LIMIT 1",
         [current],
     )
-    row = cursor.fetchone()
-    if row is None or row[0] is None:
+    return (cursor.fetchone() or (None,))[0]
+
+
+def _release_to_go_back_to(cursor: psycopg2.extensions.cursor, current: str | None) -> str:
+    before = release_before(cursor, current)
+    if before is None:
         raise UsageError(f"rollback: no release was active before {current or 'now'}; promote one by its id")
-    return str(row[0])
+    return before
 
 
 def _sql_type(cursor: psycopg2.extensions.cursor, table: str, key_type: str, release_id: str) -> str:

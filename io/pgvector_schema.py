@@ -12,21 +12,23 @@ from beamrec.schemas.releases import check_release_id
 
 __all__ = [
     "EMBEDDING_TABLES",
-    "OPERATOR_CLASSES",
-    "create_index",
+    "PARTITIONED_TABLES",
     "ensure_schema",
     "follow_with_views",
+    "is_ready",
     "partition_name",
 ]
 
 EMBEDDING_TABLES = ("item_embeddings", "user_embeddings")
-OPERATOR_CLASSES = {"<->": "vector_l2_ops", "<=>": "vector_cosine_ops", "<#>": "vector_ip_ops"}
+PARTITIONED_TABLES = (*EMBEDDING_TABLES, "item_neighbours")
 
 _SCHEMA_LOCK = 0x6265616D  # "beam": CREATE … IF NOT EXISTS still races between two first starts
+# Which tables stand there is written on one of them, so that a start that changes nothing runs no DDL: that
+# would wait for every reader, and a role that only reads may not.
+_VERSION_MARK = "beamrec: store version 2"
 _VIEW_MARK = "beamrec: shows the active release"
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS beamrec;
 CREATE TABLE IF NOT EXISTS beamrec.releases (
   id text PRIMARY KEY, uri text NOT NULL, checksum text NOT NULL, dim int NOT NULL, operator text NOT NULL,
   has_user_tower boolean NOT NULL, items bigint NOT NULL, users bigint NOT NULL, manifest jsonb NOT NULL,
@@ -59,49 +61,69 @@ CREATE TABLE IF NOT EXISTS beamrec.recommendations_log (
 CREATE INDEX IF NOT EXISTS recommendations_log_event_time ON beamrec.recommendations_log (event_time);
 """
 
+# Since version 2. `search` is how the release is best searched, `built` how its tables were made;
+# `items_version` counts what was upserted into its catalogue; `forced` names guards that were overruled.
+_SINCE_VERSION_1 = """
+ALTER TABLE beamrec.releases ADD COLUMN IF NOT EXISTS search jsonb,
+  ADD COLUMN IF NOT EXISTS built jsonb NOT NULL DEFAULT '{}',
+  ADD COLUMN IF NOT EXISTS items_version bigint NOT NULL DEFAULT 0;
+ALTER TABLE beamrec.release_audit ADD COLUMN IF NOT EXISTS forced text[] NOT NULL DEFAULT '{}';
+CREATE TABLE IF NOT EXISTS beamrec.release_loads (
+  id text PRIMARY KEY, checksum text NOT NULL, options jsonb NOT NULL, built jsonb NOT NULL DEFAULT '{}',
+  done text[] NOT NULL DEFAULT '{}', touched_at timestamptz NOT NULL DEFAULT clock_timestamp());
+"""
+
+
+def is_ready(cursor: psycopg2.extensions.cursor) -> bool:
+    """Whether the tables stand there, as this version has them."""
+    cursor.execute("SELECT obj_description(to_regclass('beamrec.releases'), 'pg_class')")
+    return bool(cursor.fetchone()[0] == _VERSION_MARK)
+
 
 def ensure_schema(cursor: psycopg2.extensions.cursor) -> None:
-    """Creates what is missing; safe to run at every start and from many processes at once.
+    """Creates or migrates what is not as this version has it; safe at every start and from many processes.
 
     Raises:
-      UnavailableError: pgvector is not installed there, or the user may not create it.
+      UnavailableError: pgvector is not installed there, or the user may not create it or our tables.
     """
+    if is_ready(cursor):
+        return
     cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
+    if is_ready(cursor):
+        return
     cursor.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'")
     if cursor.fetchone() is None:
-        try:
-            cursor.execute("CREATE EXTENSION vector")
-        except (psycopg2.errors.FeatureNotSupported, psycopg2.errors.UndefinedFile) as error:
-            raise UnavailableError("--vector-db: pgvector is not installed on that server") from error
-        except psycopg2.errors.InsufficientPrivilege as error:
-            raise UnavailableError(
-                "--vector-db: the extension `vector` is missing there; an administrator must run "
-                "CREATE EXTENSION vector in that database"
-            ) from error
-    cursor.execute("SELECT to_regclass('beamrec.recommendations_log_event_time') IS NOT NULL")
-    if not cursor.fetchone()[0]:
+        _create_extension(cursor)
+    try:
+        cursor.execute("SELECT to_regnamespace('beamrec') IS NULL")
+        if cursor.fetchone()[0]:  # IF NOT EXISTS would ask for the privilege where it is not needed
+            cursor.execute("CREATE SCHEMA beamrec")
         cursor.execute(_TABLES)
+        cursor.execute(_SINCE_VERSION_1)
+        cursor.execute("COMMENT ON TABLE beamrec.releases IS %s", [_VERSION_MARK])
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise UnavailableError(
+            f"--vector-db: the tables of beamrec are missing there or of an older version, and this user may "
+            f"not make them ({str(error).splitlines()[0]}); run the command once as the owner of the schema "
+            "beamrec, or GRANT CREATE ON DATABASE to this user"
+        ) from error
+
+
+def _create_extension(cursor: psycopg2.extensions.cursor) -> None:
+    try:
+        cursor.execute("CREATE EXTENSION vector")
+    except (psycopg2.errors.FeatureNotSupported, psycopg2.errors.UndefinedFile) as error:
+        raise UnavailableError("--vector-db: pgvector is not installed on that server") from error
+    except psycopg2.errors.InsufficientPrivilege as error:
+        raise UnavailableError(
+            "--vector-db: the extension `vector` is missing there; an administrator must run "
+            "CREATE EXTENSION vector in that database"
+        ) from error
 
 
 def partition_name(table: str, release_id: str) -> str:
     """Name of the partition of `table` (`item_embeddings`, …) that holds the release; 56 bytes at most."""
     return f"{table}_{check_release_id(release_id)}"
-
-
-def create_index(
-    cursor: psycopg2.extensions.cursor, partition: str, dim: int, operator: str, normalized: bool
-) -> None:
-    """Builds the HNSW index of a filled partition on the typed cast of its vectors.
-
-    Scores are inner products. Vectors of length one rank alike by every operator, so one index does;
-    others get a second one for the inner product.
-    """
-    for used in {operator} if normalized else {operator, "<#>"}:
-        cursor.execute(
-            sql.SQL("CREATE INDEX ON beamrec.{} USING hnsw ((embedding::vector({})) {})").format(
-                sql.Identifier(partition), sql.Literal(dim), sql.SQL(OPERATOR_CLASSES[used])
-            )
-        )
 
 
 def follow_with_views(

@@ -13,6 +13,8 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from beamrec.schemas.serving import SearchSetting
+
 __all__ = [
     "DISTANCE_OPERATORS",
     "ActiveRelease",
@@ -305,6 +307,9 @@ class ActiveRelease:
     Attributes:
       uri, checksum: the release folder, and the SHA-256 of its `manifest.json`.
       items: number of items in its catalogue.
+      items_version: how often items were upserted into it since it was loaded; what a worker remembers of
+        the catalogue is of one version.
+      search: how its items are best searched, where that was measured.
     """
 
     id: str
@@ -314,3 +319,5 @@ class ActiveRelease:
     operator: str
     has_user_tower: bool
     items: int
+    items_version: int = 0
+    search: SearchSetting | None = None

@@ -54,7 +54,9 @@ def load_release(folder: Path, store: "ReleaseStore") -> "ReleaseManifest":
     """
     from beamrec.model.release import read_release
 
-    return store.load(read_release(folder))
+    contents = read_release(folder)
+    store.load(contents)
+    return contents.manifest
 
 
 def run(argv: Sequence[str], console: Console) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Tables of releases: attached to their parents, or left over; dropped without a reader having to wait."""
+
+import time
+
+import psycopg2
+from psycopg2 import sql
+
+from beamrec.io.pgvector_schema import PARTITIONED_TABLES, partition_name
+from beamrec.io.pgvector_session import Session
+
+__all__ = ["attach", "drop_tables", "new_table", "orphans"]
+
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '200ms'"
+_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 2.0
+_PATIENCE_SECONDS = 600.0
+_DROPS = "-drops"  # no id of a release begins so
+
+
+def new_table(cursor: psycopg2.extensions.cursor, parent: str, release_id: str) -> str:
+    """Makes the empty table of a release, not attached yet, in place of one that was left over.
+
+    Its CHECK spares ATTACH PARTITION the scan under a lock.
+    """
+    name = partition_name(parent, release_id)
+    cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("beamrec", name)))
+    cursor.execute(
+        sql.SQL("CREATE TABLE beamrec.{} (LIKE beamrec.{}, CHECK (release = {}))").format(
+            sql.Identifier(name), sql.Identifier(parent), sql.Literal(release_id)
+        )
+    )
+    return name
+
+
+def attach(cursor: psycopg2.extensions.cursor, parent: str, release_id: str) -> None:
+    """Attaches the filled table of a release; its mode of lock lets readers of the parent pass."""
+    cursor.execute(
+        sql.SQL("ALTER TABLE beamrec.{} ATTACH PARTITION beamrec.{} FOR VALUES IN ({})").format(
+            sql.Identifier(parent),
+            sql.Identifier(partition_name(parent, release_id)),
+            sql.Literal(release_id),
+        )
+    )
+
+
+def orphans(cursor: psycopg2.extensions.cursor) -> list[str]:
+    """Ids with tables but without a release: of loads and drops that did not come to their end."""
+    cursor.execute(
+        "SELECT id FROM (SELECT DISTINCT substr(c.relname, length(t.parent) + 2) AS id FROM pg_class c "
+        "JOIN unnest(%s) AS t (parent) ON starts_with(c.relname, t.parent || '_') "
+        "WHERE c.relnamespace = 'beamrec'::regnamespace AND c.relkind = 'r') AS found "
+        "WHERE NOT EXISTS (SELECT FROM beamrec.releases r WHERE r.id = found.id) ORDER BY id",
+        [list(PARTITIONED_TABLES)],
+    )
+    return [row[0] for row in cursor.fetchall()]
+
+
+def drop_tables(session: Session, release_id: str) -> None:
+    """Drops the tables of a release that no reader can find any more; wherever it is stopped, it can go on.
+
+    DETACH … CONCURRENTLY lets new readers of the parent pass while it waits for old ones. The rest takes
+    locks that would hold them up, so it waits 200 ms for each and tries again.
+
+    Raises:
+      psycopg2.errors.LockNotAvailable: for ten minutes no moment was free of older readers.
+    """
+    session.lock(_DROPS)  # a parent detaches one partition at a time
+    try:
+        for parent in PARTITIONED_TABLES:
+            _drop_patiently(session, parent, partition_name(parent, release_id))
+    finally:
+        session.unlock(_DROPS)
+
+
+def _drop_patiently(session: Session, parent: str, name: str) -> None:
+    deadline, pause = time.monotonic() + _PATIENCE_SECONDS, _PAUSE_SECONDS
+    while True:
+        try:
+            return _drop(session, parent, name)
+        except psycopg2.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _MOST_PAUSE_SECONDS)
+
+
+def _drop(session: Session, parent: str, name: str) -> None:
+    with session.cursor() as cursor:
+        cursor.execute(
+            "SELECT c.relname, i.inhdetachpending FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+            "WHERE i.inhparent = %s::regclass AND (i.inhdetachpending OR c.relname = %s)",
+            [f"beamrec.{parent}", name],
+        )
+        attached = dict(cursor.fetchall())
+    for pending in [found for found, is_pending in attached.items() if is_pending]:
+        with session.step() as cursor:
+            cursor.execute(_LOCK_TIMEOUT)
+            cursor.execute(_detach(parent, pending, "FINALIZE"))
+    if attached.get(name) is False:
+        with session.cursor() as cursor:
+            cursor.execute(_detach(parent, name, "CONCURRENTLY"))
+    with session.step() as cursor:
+        cursor.execute(_LOCK_TIMEOUT)
+        cursor.execute(sql.SQL("DROP TABLE IF EXISTS beamrec.{}").format(sql.Identifier(name)))
+
+
+def _detach(parent: str, name: str, how: str) -> sql.Composed:
+    return sql.SQL("ALTER TABLE beamrec.{} DETACH PARTITION beamrec.{} {}").format(
+        sql.Identifier(parent), sql.Identifier(name), sql.SQL(how)
+    )
