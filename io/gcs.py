@@ -72,6 +72,10 @@ class GcsStore(ObjectStore):
         with self._explained(path):
             self._blob(path).upload_from_filename(str(local_file), "application/octet-stream", retry=_RETRY)
 
+    def get_file(self, path: str, local_file: str | Path) -> None:
+        with self._explained(path):
+            self._blob(path).download_to_filename(str(local_file), retry=_RETRY)
+
     def size(self, path: str) -> int | None:
         found = self._find(path)
         return found.size if found else None

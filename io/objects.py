@@ -131,6 +131,10 @@ class ObjectStore(abc.ABC):
     def put_file(self, path: str, local_file: str | Path) -> None: ...
 
     @abc.abstractmethod
+    def get_file(self, path: str, local_file: str | Path) -> None:
+        """Copies an object of any size into a local file; raises FileNotFoundError."""
+
+    @abc.abstractmethod
     def names(self, folder: str) -> list[str]: ...
 
     @abc.abstractmethod

@@ -128,6 +128,10 @@ class S3Store(ObjectStore):
         with self._explained(path):
             self._client.upload_file(str(local_file), **self._object(path), Config=_PARTS)
 
+    def get_file(self, path: str, local_file: str | Path) -> None:
+        with self._explained(path):
+            self._client.download_file(**self._object(path), Filename=str(local_file), Config=_PARTS)
+
     def size(self, path: str) -> int | None:
         head = self._head(path)
         return head["ContentLength"] if head else None
