@@ -46,6 +46,16 @@ class Tower(keras.Model):  # type: ignore[misc]
         width = self._tower_options.dim if is_identity else self._tower_options.feature_dim
         return keras.layers.Embedding(size + FIRST_ENTRY, width, embeddings_initializer=start)
 
+    @property
+    def tables(self) -> list[tf.Variable]:
+        """Embedding tables, after the first call."""
+        return [layer.embeddings.value for layer in self._embeddings.values()]
+
+    @property
+    def dense(self) -> list[tf.Variable]:
+        """All other weights, after the first call; none where there is nothing but an identity."""
+        return [weight.value for layer in (self._hidden, self._out) for weight in layer.trainable_weights]
+
     def call(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor | None = None) -> tf.Tensor:
         """Vectors [n, dim]; `step`, a scalar int that counts training steps, turns dropout on."""
         features, identity = [], None

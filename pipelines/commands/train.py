@@ -10,7 +10,9 @@ from beamrec.pipelines.environment import default
 
 __all__ = ["HELP", "parser", "run"]
 
-HELP = "trains the two-tower model and writes a release"
+HELP = "trains the two-tower model and writes a release; after a kill, goes on where it was"
+
+_LIVE_SECONDS, _LOGGED_SECONDS = 0.5, 30.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,47 +28,61 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=default("seed"), help="same data and seed, same metrics")
     add("--dim", type=int, default=tower.dim, help="length of the vectors")
     add("--normalize", action=argparse.BooleanOptionalAction, default=tower.normalize, help="unit length")
-    add("--epochs", type=int, default=training.epochs, help="passes over the ratings")
-    add("--batch-size", type=int, default=training.batch_size, help="ratings a step")
-    add("--learning-rate", type=float, default=training.learning_rate, help="of AdamW")
+    add("--epochs", type=int, default=training.epochs, help="passes over the ratings, at most")
+    add("--patience", type=int, default=training.patience, help=_PATIENCE)
+    add("--validation", type=float, default=training.validation, help="share of the ratings for --patience")
+    add("--batch-size", type=int, default=training.batch_size, help="ratings a step, at most")
+    add(
+        "--candidates", type=int, default=training.candidates, help="rows of a batch to choose among, at most"
+    )
+    add("--learning-rate", type=float, default=training.learning_rate, help="of AdamW, for the layers")
+    add("--embedding-rate", type=float, default=training.embedding_rate, help="of Adagrad, for embeddings")
     add("--rating-weight", type=float, default=training.rating_weight, help="of the rating regression loss")
     add("--softmax-weight", type=float, default=training.softmax_weight, help="of the in-batch softmax loss")
     add("--holdout", type=float, default=training.holdout, help="share of the ratings kept for the metrics")
+    add("--split", choices=("interactions", "time"), default=training.split, help=_SPLIT)
+    add("--evaluation-users", type=int, default=training.evaluation_users, help=_EVALUATION_USERS)
     return verb
+
+
+_PATIENCE = "epochs without a better validation loss after which training stops; 0: train all epochs"
+_SPLIT = "which ratings are held out: a share of all by hash, or the latest, by the shop's ratings.time"
+_EVALUATION_USERS = "customers that the model and its rivals are compared on, at most"
 
 
 def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     """Trains, and returns the release with its metrics."""
     from beamrec.io.store import with_beam_options
-    from beamrec.model.options import TowerOptions, TrainingOptions
+    from beamrec.pipelines.evaluation_table import evaluation_table
     from beamrec.pipelines.train_release import TrainConfig, train_release
     from beamrec.schemas.shop import load_shop
 
     values = parser().parse_args(list(argv))
-    options = TrainingOptions(
-        tower=TowerOptions(dim=values.dim, normalize=values.normalize),
-        epochs=values.epochs,
-        batch_size=values.batch_size,
-        learning_rate=values.learning_rate,
-        rating_weight=values.rating_weight,
-        softmax_weight=values.softmax_weight,
-        holdout=values.holdout,
-        seed=values.seed,
-    )
     releases = values.releases or str(console.home / "releases")
     data = with_beam_options(values.data, [], "--data") if values.data else values.data
-    config = TrainConfig(data, releases, load_shop(values.shop), options)
-    trained = train_release(config, console.progress)
-    metrics = trained.manifest.metrics
-    console.print(
-        f"release {trained.manifest.id} from {trained.ratings:,} ratings: RMSE {metrics['rmse']:.3f} "
-        f"(mean rating: {metrics['rmse_of_the_mean']:.3f}), recall@10 {metrics['recall_at_10']:.3f} "
-        f"(popularity: {metrics['recall_at_10_popularity']:.3f}): {trained.folder}"
-    )
+    shop, work = load_shop(values.shop), str(console.home / "training")
+    config = TrainConfig(data, releases, shop, _options(values), work)
+    every = _LIVE_SECONDS if console.terminal.isatty() else _LOGGED_SECONDS
+    trained = train_release(config, console.progress, every)
+    console.print(evaluation_table(trained.evaluation))
+    console.print(trained.evaluation.verdict())
+    console.print(f"release {trained.manifest.id} from {trained.ratings:,} ratings: {trained.folder}")
     return {
         "release": trained.manifest.id,
-        "metrics": dict(metrics),
+        "metrics": dict(trained.manifest.metrics),
+        "verdict": trained.evaluation.verdict(),
         "in": trained.ratings,
         "out": trained.manifest.items + trained.manifest.users,
         "paths": {"release": str(trained.folder)},
     }
+
+
+def _options(values: argparse.Namespace) -> Any:
+    import dataclasses
+
+    from beamrec.model.options import TowerOptions, TrainingOptions
+
+    given = vars(values)
+    tower = TowerOptions(dim=values.dim, normalize=values.normalize)
+    fields = {f.name for f in dataclasses.fields(TrainingOptions)} & given.keys()
+    return TrainingOptions(tower=tower, **{name: given[name] for name in fields})

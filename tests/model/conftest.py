@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from beamrec.model.examples import Examples
 from beamrec.model.options import TrainingOptions
 from beamrec.pipelines.batch_options import BatchConfig
 from beamrec.pipelines.batch_training import run_batch
 from beamrec.pipelines.train_release import TrainConfig, TrainedRelease, train_release
+from beamrec.pipelines.training_data import TrainingFiles, prepare
 from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
 
 FILMS = Shop(
@@ -40,6 +42,9 @@ FILMS = Shop(
 REGIONS, GENRES = ("North", "South", "East", "West"), ("drama", "comedy", "horror", "western")
 
 
+SEVEN = TrainingOptions(seed=7)
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """What was trained, from what."""
@@ -62,8 +67,14 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(films: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A release of the film shop; tests must not change it."""
     releases = tmp_path_factory.mktemp("releases")
-    config = TrainConfig(films, str(releases), FILMS, TrainingOptions(seed=7))
+    config = TrainConfig(films, str(releases), FILMS, SEVEN)
     return Trained(FILMS, films, train_release(config))
+
+
+@pytest.fixture(scope="session")
+def examples(films: str, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """The film shop's examples, as the shared release was trained on them; tests must not change them."""
+    return prepare(TrainingFiles(films, FILMS), FILMS, SEVEN, tmp_path_factory.mktemp("examples"))
 
 
 def _make_shop(path: Path, people: int = 150, films: int = 100, ratings: int = 3_000) -> None:

@@ -1,6 +1,7 @@
 """Training end to end on the planted film shop."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,53 @@ import pytest
 
 from beamrec.io.manifest import open_training
 from beamrec.model import release as folders
+from beamrec.model.batches import in_order
+from beamrec.model.checkpoints import Checkpoints
+from beamrec.model.evaluation import EvaluationOptions, ModelVectors, SplitOptions, evaluate
+from beamrec.model.evaluation_data import sampled_ratings
+from beamrec.model.examples import Examples
 from beamrec.model.handler import quiet_tensorflow
+from beamrec.model.learner import Learner
 from beamrec.model.options import TowerOptions, TrainingOptions
 from beamrec.model.preprocessing import FeatureSpec
-from beamrec.pipelines.train_release import TrainConfig, build_ratings, train_release
+from beamrec.model.training import Report, TrainedModel, train
+from beamrec.pipelines.train_release import TrainConfig, train_release
+from beamrec.pipelines.training_data import TrainingFiles, prepare
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.evaluation import Evaluation
 from beamrec.schemas.shop import CLASSICMODELS
+
+SEVEN = TrainingOptions(seed=7)
+
+
+def _train(
+    trained: Any,
+    examples: Examples,
+    options: TrainingOptions,
+    checkpoints: Path,
+    report: Callable[[Report], None] = lambda report: None,
+    checkpoint_seconds: float = 60.0,
+) -> TrainedModel:
+    scalers = trained.release.folder / folders.SCALERS
+    spec = FeatureSpec.from_shop(trained.shop)
+    return train(examples, spec, scalers, options, checkpoints, report, checkpoint_seconds=checkpoint_seconds)
+
+
+def _same(one: TrainedModel, other: TrainedModel) -> bool:
+    return bool(
+        one.progress.losses == other.progress.losses
+        and one.progress.validation == other.progress.validation
+        and (one.user_vectors == other.user_vectors).all()
+        and (one.item_vectors == other.item_vectors).all()
+    )
+
+
+def _errors(model: TrainedModel, examples: Examples) -> tuple[float, float]:
+    """RMSE of the predictions and of the training ratings' mean on the held-out ratings."""
+    (held,) = examples.read("held")
+    predicted = model.predict(model.user_vectors[held["user"]], model.item_vectors[held["item"]])
+    errors = (predicted - held["rating"], examples.mean_rating - held["rating"])
+    return tuple(float(np.sqrt(np.mean(error**2))) for error in errors)  # type: ignore[return-value]
 
 
 def test_the_model_beats_popularity_and_the_mean_on_planted_data(trained: Any) -> None:
@@ -24,48 +66,99 @@ def test_the_model_beats_popularity_and_the_mean_on_planted_data(trained: Any) -
     assert metrics["rmse"] < 0.8 * metrics["rmse_of_the_mean"]
 
 
-def test_the_same_data_and_seed_give_the_same_metrics_and_vectors(trained: Any) -> None:
-    from beamrec.model.training import train
+def test_the_evaluation_is_written_into_the_release(trained: Any) -> None:
+    written = (trained.release.folder / "evaluation.json").read_bytes()
+    evaluation = Evaluation.from_json(written)
+    assert evaluation == trained.release.evaluation
+    assert evaluation.headline() == dict(trained.release.manifest.metrics)
+    assert {"model", "popularity", "random", "item_knn", "als", "mean"} == set(evaluation.systems)
+    rows = trained.release.manifest.training["rows"]
+    assert evaluation.counts.held_out == rows["held"]
+    assert evaluation.counts.training == rows["training"] + rows["validation"]
 
-    spec = FeatureSpec.from_shop(trained.shop)
-    ratings = build_ratings(open_training(trained.data), trained.shop)
-    scalers = trained.release.folder / folders.SCALERS
-    runs = [train(ratings, spec, scalers, TrainingOptions(seed=seed)) for seed in (7, 7, 8)]
-    assert runs[0].metrics == runs[1].metrics == trained.release.manifest.metrics
-    assert runs[0].metrics != runs[2].metrics
+
+def test_the_same_data_and_seed_give_the_same_metrics_and_vectors(
+    trained: Any, examples: Examples, tmp_path: Path
+) -> None:
+    config = TrainConfig(trained.data, str(tmp_path / "releases"), trained.shop, SEVEN)
+    again = train_release(config)
+    assert again.evaluation.to_json() == trained.release.evaluation.to_json()
+    for name in (folders.ITEM_EMBEDDINGS, folders.USER_EMBEDDINGS, folders.POPULARITY):
+        assert (again.folder / name).read_bytes() == (trained.release.folder / name).read_bytes()
+    other = _train(trained, examples, dataclasses.replace(SEVEN, seed=8), tmp_path / "other")
+    same = _train(trained, examples, SEVEN, tmp_path / "same")
+    assert _same(same, _train(trained, examples, SEVEN, tmp_path / "again"))
+    assert not _same(same, other)
 
 
-def test_every_loss_alone_trains(trained: Any) -> None:
-    from beamrec.model.training import train
-
-    spec = FeatureSpec.from_shop(trained.shop)
-    ratings = build_ratings(open_training(trained.data), trained.shop)
-    scalers = trained.release.folder / folders.SCALERS
+def test_every_loss_alone_trains(trained: Any, examples: Examples, tmp_path: Path) -> None:
     options = TrainingOptions(seed=7, tower=TowerOptions(dim=4, normalize=False))
-    only_rating = train(ratings, spec, scalers, dataclasses.replace(options, softmax_weight=0))
-    only_softmax = train(ratings, spec, scalers, dataclasses.replace(options, rating_weight=0))
-    assert only_rating.metrics["rmse"] < only_rating.metrics["rmse_of_the_mean"]
-    assert only_softmax.metrics["recall_at_10"] > only_softmax.metrics["recall_at_10_popularity"]
+    only_rating = dataclasses.replace(options, softmax_weight=0)
+    rmse, of_the_mean = _errors(_train(trained, examples, only_rating, tmp_path / "rating"), examples)
+    assert rmse < of_the_mean
+    only_softmax = _train(trained, examples, dataclasses.replace(options, rating_weight=0), tmp_path / "soft")
+    ratings = sampled_ratings(examples, 7)
+    vectors = ModelVectors(only_softmax.user_vectors, only_softmax.item_vectors)
+    found = evaluate(ratings.training, ratings.held, vectors, SplitOptions(seed=7), EvaluationOptions())
+    assert found.headline()["recall_at_10"] > found.headline()["recall_at_10_popularity"]
 
 
-def test_ratings_are_the_same_whatever_the_order_of_rows(trained: Any) -> None:
-    import pyarrow.dataset as ds
+class _Killed(Exception):
+    """Stands for the end of the process, at a place that the test chooses."""
 
-    table = open_training(trained.data).to_table()
-    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
-    first, second = (build_ratings(ds.dataset(t), trained.shop) for t in (table, shuffled))
-    assert first.users.equals(second.users)
-    assert first.items.equals(second.items)
-    for name in ("user", "item", "rating"):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-    rows = table.sort_by([("person id", "ascending"), ("film", "ascending")]).to_pylist()
-    expected = sorted((r["person id"], str(r["film"]), r["stars"] / 10) for r in rows)
-    users, items = first.users.column(0).to_pylist(), first.items.column(0).to_pylist()
-    found = sorted(
-        (users[u], items[i], float(s)) for u, i, s in zip(first.user, first.item, first.rating, strict=True)
+
+@pytest.mark.parametrize("reports", [1, 4, 7, 12])
+def test_a_training_that_was_interrupted_ends_as_an_undisturbed_one(
+    trained: Any, examples: Examples, tmp_path: Path, reports: int
+) -> None:
+    """Within an epoch and between two, twice in a row; every call into TensorFlow leaves a checkpoint."""
+    undisturbed = _train(trained, examples, SEVEN, tmp_path / "undisturbed")
+    steps = []
+
+    def interrupt(report: Report) -> None:
+        steps.append(report)
+        if len(steps) % reports == 0:
+            raise _Killed
+
+    for _ in range(2):
+        with pytest.raises(_Killed):
+            _train(trained, examples, SEVEN, tmp_path / "killed", interrupt, checkpoint_seconds=0)
+    resumed = []
+    model = _train(trained, examples, SEVEN, tmp_path / "killed", resumed.append)
+    assert _same(model, undisturbed)
+    assert (resumed[0].epoch, resumed[0].done) > (1, 0.05), "it began anew"
+
+
+def test_early_stopping_keeps_the_best_epoch(trained: Any, examples: Examples, tmp_path: Path) -> None:
+    options = dataclasses.replace(SEVEN, epochs=60, patience=3, embedding_rate=0.3)
+    model = _train(trained, examples, options, tmp_path / "early")
+    validation = model.progress.validation
+    best = validation.index(min(validation))
+    assert len(validation) == best + 1 + options.patience < options.epochs
+    learner = Learner(
+        examples, FeatureSpec.from_shop(trained.shop), trained.release.folder / "scalers", options
     )
-    assert [f[:2] for f in found] == [e[:2] for e in expected]
-    np.testing.assert_allclose([f[2] for f in found], [e[2] for e in expected], atol=1e-6)
+    Checkpoints(tmp_path / "early", learner.state, pytest.fail).restore(model.progress.best)
+    batches = in_order(examples.files("validation"), learner.batch_size, options.seed)
+    assert float(learner.loss(batches)) == pytest.approx(min(validation), rel=1e-6)
+    np.testing.assert_array_equal(learner.vectors()[1], model.item_vectors)
+
+
+def test_without_patience_every_epoch_and_every_rating_is_trained(
+    trained: Any, films: str, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(SEVEN, epochs=3, patience=0)
+    (tmp_path / "examples").mkdir()
+    whole = prepare(TrainingFiles(films, trained.shop), trained.shop, options, tmp_path / "examples")
+    assert whole.rows["validation"] == 0
+    model = _train(trained, whole, options, tmp_path / "work")
+    assert (len(model.progress.losses), model.progress.validation, model.progress.best) == (3, (), -1)
+
+
+def test_too_few_ratings_are_refused(trained: Any, examples: Examples, tmp_path: Path) -> None:
+    few = dataclasses.replace(examples, rows={"training": 1, "validation": 0, "held": 1})
+    with pytest.raises(UsageError, match="too few"):
+        _train(trained, few, SEVEN, tmp_path)
 
 
 def test_the_release_is_what_the_towers_say(trained: Any) -> None:
@@ -80,23 +173,24 @@ def test_the_release_is_what_the_towers_say(trained: Any) -> None:
     assert [counts[i] for i in contents.popular] == sorted(counts.values(), reverse=True)
 
 
-def test_a_tower_preprocesses_as_the_graph_alone_does(trained: Any) -> None:
+def test_a_tower_preprocesses_as_the_graph_alone_does(trained: Any, examples: Examples) -> None:
     """The same raw values through the exported tower, and through the graph and then the layers."""
     tf = quiet_tensorflow()
     from beamrec.model.preprocessing import load_transform, raw_arrays
     from beamrec.model.towers import ServedTower, Tower
 
     spec = FeatureSpec.from_shop(trained.shop)
-    ratings = build_ratings(open_training(trained.data), trained.shop)
     scalers = trained.release.folder / folders.SCALERS
     tower = Tower(spec.item, trained.release.manifest.vocabulary_sizes, TowerOptions(), seed=1)
-    raw = {n: tf.constant(v) for n, v in raw_arrays(ratings.items, spec.item).items()}
+    raw = {n: tf.constant(v) for n, v in raw_arrays(examples.items, spec.item).items()}
     alone = tower(dict(load_transform(scalers).transform_raw_features(raw))).numpy()
     served = ServedTower(tower, spec.item, scalers).signature()
     np.testing.assert_allclose(served(**raw)["vector"].numpy(), alone, atol=1e-6)
 
 
-def test_the_exported_item_tower_gives_the_stored_embeddings_one_by_one(trained: Any, tmp_path: Path) -> None:
+def test_the_exported_item_tower_gives_the_stored_embeddings_one_by_one(
+    trained: Any, examples: Examples, tmp_path: Path
+) -> None:
     """Moved elsewhere, without the scalers beside it, and whatever the number of rows."""
     import shutil
 
@@ -106,10 +200,9 @@ def test_the_exported_item_tower_gives_the_stored_embeddings_one_by_one(trained:
     shutil.copytree(trained.release.folder / folders.ITEM_TOWER, tmp_path / "tower")
     tower = tf.saved_model.load(str(tmp_path / "tower")).signatures["serving_default"]
     contents = folders.read_release(trained.release.folder)
-    ratings = build_ratings(open_training(trained.data), trained.shop)
     stored = dict(zip(contents.item_ids, contents.item_vectors, strict=True))
     for start, rows in ((0, 1), (1, 7), (50, 50)):
-        batch = ratings.items.slice(start, rows)
+        batch = examples.items.slice(start, rows)
         raw = raw_arrays(batch, contents.manifest.item_inputs)
         vectors = tower(**{n: tf.constant(v) for n, v in raw.items()})["vector"].numpy()
         expected = np.stack([stored[i] for i in batch.column(0).to_pylist()])
@@ -125,7 +218,17 @@ def test_other_training_files_are_refused(trained: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"holdout": 1.0}, {"rating_weight": -1.0}, {"batch_size": 1}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"holdout": 1.0},
+        {"rating_weight": -1.0},
+        {"batch_size": 1},
+        {"patience": -1},
+        {"validation": 0.0},
+        {"temperature": 0.0},
+        {"candidates": 0},
+    ],
 )
 def test_options_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
