@@ -19,8 +19,9 @@ Scorer = Callable[[npt.NDArray[np.int64]], Floats]
 """User rows [n] → scores [n, items]; the higher, the sooner recommended."""
 
 _NEIGHBOURS = 50
-_FACTORS, _ITERATIONS, _REGULARIZATION = 32, 15, 0.05
-_CONFIDENCE = 10.0  # of Hu, Koren and Volinsky (2008): 1 + confidence · rating, for what was rated
+# The best or nearly so of 13 settings, on planted shops of 0.2 M and 1 M ratings and on classicmodels:
+# 32 factors or a confidence of 10 and more lost up to a quarter of the recall.
+_FACTORS, _ITERATIONS, _CONFIDENCE, _REGULARIZATION = 16, 15, 3.0, 0.07
 
 
 def popularity_order(
@@ -70,16 +71,23 @@ def item_knn(training: sp.csr_matrix) -> Scorer:
 
 
 def als(training: sp.csr_matrix, seed: int) -> Scorer:
-    """Implicit-feedback matrix factorization by alternating least squares (Hu, Koren and Volinsky, 2008)."""
+    """Implicit-feedback matrix factorization by alternating least squares (Hu, Koren and Volinsky, 2008).
+
+    Regularization grows with the ratings of a user and of an item, as each adds to their sums of squares.
+    """
     from implicit.cpu.als import AlternatingLeastSquares
 
     with _one_thread():
         model = AlternatingLeastSquares(
-            factors=_FACTORS, regularization=_REGULARIZATION, iterations=_ITERATIONS,
+            factors=_FACTORS, regularization=_regularization(training), iterations=_ITERATIONS,
             num_threads=1, random_state=seed,
         )  # fmt: skip
         model.fit(_weights(training) * _CONFIDENCE, show_progress=False)
     return vectors(model.user_factors, model.item_factors)
+
+
+def _regularization(training: sp.csr_matrix) -> float:
+    return float(_REGULARIZATION * training.nnz / np.sqrt(training.shape[0] * training.shape[1]))
 
 
 def _weights(training: sp.csr_matrix) -> sp.csr_matrix:

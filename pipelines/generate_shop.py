@@ -1,35 +1,76 @@
 """`beamrec generate shop`: a made-up shop database, seeded and at any scale."""
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beamrec.io.registry import backend, known_schemes, reject_password
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.pipelines.shop_preferences import Floats, Preferences, plant_preferences
 from beamrec.pipelines.shop_ratings import make_ratings
 from beamrec.pipelines.shop_tables import COLUMNS, PRIMARY_KEYS, ShopSize, make_customers, make_products
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["HELP", "ShopSize", "add_arguments", "generate_shop", "make_shop", "run"]
+__all__ = ["HELP", "Oracle", "ShopSize", "add_arguments", "generate_shop", "make_shop", "oracle", "run"]
 
 HELP = "makes a shop database with the schema of classicmodels"
 
 _ROWS_PER_BATCH = 200_000
 
 
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+    """A recommender that knows what was planted: the most that any could reach on a made-up shop.
+
+    Attributes:
+      customers, products: their keys, in the order of the preferences' rows and columns.
+    """
+
+    customers: pa.Array
+    products: pa.Array
+    preferences: Preferences
+
+    def scores(self, customers: pa.Array, products: pa.Array) -> Floats:
+        """Expected likes, the higher the sooner recommended: [customers, products].
+
+        Raises:
+          ValueError: a key is not of this shop.
+        """
+        rows, columns = (
+            pc.index_in(wanted, known)
+            for wanted, known in ((customers, self.customers), (products, self.products))
+        )
+        if rows.null_count or columns.null_count:
+            raise ValueError("the oracle knows its own shop only: give the seed and sizes that made it")
+        return self.preferences.expected_likes(rows.to_numpy().astype(np.int64))[:, columns.to_numpy()]
+
+
 def make_shop(size: ShopSize) -> dict[str, pa.RecordBatch]:
     """The tables by name: customers, products, ratings."""
-    random = np.random.default_rng(size.seed)
-    customers, products = make_customers(size, random), make_products(size, random)
+    customers, products, preferences, random = _start(size)
     return {
         "customers": customers,
         "products": products,
-        "ratings": make_ratings(size, customers, products, random),
+        "ratings": make_ratings(size, customers, products, preferences, random),
     }
+
+
+def oracle(size: ShopSize) -> Oracle:
+    """What the generator alone knows of the shop that `make_shop` makes of the same size and seed."""
+    customers, products, preferences, _ = _start(size)
+    return Oracle(customers.column("customerNumber"), products.column("productCode"), preferences)
+
+
+def _start(size: ShopSize) -> tuple[pa.RecordBatch, pa.RecordBatch, Preferences, np.random.Generator]:
+    random = np.random.default_rng(size.seed)
+    customers, products = make_customers(size, random), make_products(size, random)
+    return customers, products, plant_preferences(customers, products, random), random
 
 
 def generate_shop(uri: str, size: ShopSize, overwrite: bool = False) -> dict[str, int]:

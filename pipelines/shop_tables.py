@@ -1,7 +1,6 @@
 """A made-up shop with the schema of classicmodels: seeded, at any scale, with a pattern to learn.
 
-Customers of one country and one level of credit limit like the same product lines and prices, so the
-ratings can be predicted from features; products are rated as unevenly as in real shops (Zipf).
+What its customers like, and how much of it shows in these tables: `shop_preferences`.
 """
 
 import dataclasses

@@ -58,7 +58,7 @@ def test_als_recommends_what_implicit_itself_does() -> None:
     weights = sp.csr_matrix((np.maximum(training.data, 0.1), training.indices, training.indptr), (60, 30))
     with threadpool_limits(1, "blas"):
         theirs = AlternatingLeastSquares(
-            factors=baselines._FACTORS, regularization=baselines._REGULARIZATION,
+            factors=baselines._FACTORS, regularization=baselines._regularization(training),
             alpha=baselines._CONFIDENCE, iterations=baselines._ITERATIONS, num_threads=1, random_state=7,
         )  # fmt: skip
         theirs.fit(weights, show_progress=False)

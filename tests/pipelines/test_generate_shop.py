@@ -6,11 +6,15 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import scipy.sparse as sp
 
+from beamrec.model.evaluation import EvaluationOptions, ModelVectors, SplitOptions, evaluate
+from beamrec.model.split import hash_keys, held_out
 from beamrec.pipelines.cli import main as cli
-from beamrec.pipelines.generate_shop import ShopSize, generate_shop, make_shop
+from beamrec.pipelines.generate_shop import Oracle, ShopSize, generate_shop, make_shop, oracle
 from beamrec.schemas.errors import UsageError
 
 
@@ -125,3 +129,88 @@ def test_the_command_says_what_it_made(tmp_path: Path, capfd: pytest.CaptureFixt
     assert result["rows"] == {"customers": 120, "products": 110, "ratings": 93}
     assert cli(["generate", "shop", "--output", "oracle://h/d"]) == 2
     assert "expected one of sqlite://, mysql://" in capfd.readouterr().err
+
+
+SHOP = ShopSize(customers=2_000, products=1_000, ratings=60_000, seed=3)
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[dict[str, pa.RecordBatch], Oracle]:
+    return make_shop(SHOP), oracle(SHOP)
+
+
+def _positions(tables: dict[str, pa.RecordBatch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ratings = tables["ratings"]
+    customer = pc.index_in(ratings.column("customerNumber"), tables["customers"].column("customerNumber"))
+    product = pc.index_in(ratings.column("productCode"), tables["products"].column("productCode"))
+    return customer.to_numpy(), product.to_numpy(), ratings.column("productRating").to_numpy()
+
+
+def test_the_oracle_knows_how_often_what_is_rated_and_liked(
+    planted: tuple[dict[str, pa.RecordBatch], Oracle],
+) -> None:
+    """Pairs in ten classes of equally much expectation: what happened is in proportion, but for the head.
+
+    A product is rated once by a customer, so the surest pairs happen less often than in proportion.
+    """
+    tables, truth = planted
+    customer, product, rating = _positions(tables)
+    expected = truth.scores(truth.customers, truth.products)
+    liked = np.zeros(expected.shape)
+    liked[customer, product] = rating > 3
+    order = np.argsort(expected, axis=None)
+    shares = np.cumsum(expected.ravel()[order])
+    bounds = np.searchsorted(shares, shares[-1] * np.arange(1, 10) / 10)
+    happened = np.array([part.sum() for part in np.split(liked.ravel()[order], bounds)])
+    assert (happened > 0).all()
+    tail = happened[:4] / happened[:4].mean()
+    assert abs(tail - 1).max() < 0.2
+    assert happened[-1] < happened[0]
+
+
+def test_the_oracle_recommends_better_than_popularity_and_als_but_not_perfectly(
+    planted: tuple[dict[str, pa.RecordBatch], Oracle],
+) -> None:
+    tables, truth = planted
+    ratings = tables["ratings"]
+    customer, product, rating = _positions(tables)
+    split = SplitOptions(0.1, seed=1)
+    held = held_out(
+        hash_keys(ratings.column("customerNumber")), hash_keys(ratings.column("productCode")), split
+    )
+    training, rest = (
+        sp.csr_matrix(
+            ((rating[rows] - 1).astype(np.float32) / 4, (customer[rows], product[rows])),
+            shape=(SHOP.customers, SHOP.products),
+        )
+        for rows in (~held, held)
+    )
+    # As vectors: an identity on one side, the scores on the other.
+    scores = truth.scores(truth.customers, truth.products).astype(np.float32)
+    known = ModelVectors(scores, np.eye(SHOP.products, dtype=np.float32))
+    found = evaluate(training, rest, known, split, EvaluationOptions(resamples=100))
+    for other in ("popularity", "als", "item_knn"):
+        assert found.differences[other]["recall@10"].low > 0
+    recall = {
+        system: metrics["recall@10"].value for system, metrics in found.systems.items() if system != "mean"
+    }
+    assert recall["model"] < 0.6
+    assert recall["model"] > 1.8 * recall["popularity"]
+    assert recall["als"] > 1.2 * recall["popularity"]
+
+
+def test_features_show_a_part_of_the_liking_only(planted: tuple[dict[str, pa.RecordBatch], Oracle]) -> None:
+    """Within one segment of one country and credit band, customers differ by a taste that is in no column."""
+    truth = planted[1].preferences
+    groups = np.unique(truth.group[truth.segment == np.bincount(truth.segment).argmax()])
+    likings = np.stack([truth.liking(int(group)) for group in groups])
+    between = likings.var(0).mean()
+    assert 0.25 < between / likings.var() < 0.75
+
+
+def test_the_oracle_refuses_keys_of_another_shop() -> None:
+    truth = oracle(ShopSize())
+    with pytest.raises(ValueError, match="its own shop only"):
+        truth.scores(truth.customers, pa.array(["S0_0"]))
+    some = truth.scores(truth.customers.slice(5, 2), truth.products.slice(7, 3))
+    np.testing.assert_array_equal(some, truth.scores(truth.customers, truth.products)[5:7, 7:10])
