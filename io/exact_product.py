@@ -68,7 +68,7 @@ class _Best:
         self.settle()
 
     def offer(self, scores: _Floats, start: int) -> None:
-        """Takes note of the scores [num_users, items] above the least of the best; items count from `start`."""
+        """Notes scores [num_users, items] above the least of the best; the first item is number `start`."""
         self._note(scores, np.flatnonzero(scores > self._least), start)
         if sum(map(len, self._users)) > _PENDING * self._shape[0] * self._shape[1]:
             self.settle()

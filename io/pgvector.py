@@ -11,10 +11,20 @@ from typing import Any
 
 import numpy as np
 import psycopg2
+import pyarrow as pa
 
-from beamrec.io import pgvector_load, pgvector_releases, pgvector_search, pgvector_serving
+from beamrec.io import (
+    pgvector_gc,
+    pgvector_items,
+    pgvector_load,
+    pgvector_releases,
+    pgvector_search,
+    pgvector_serving,
+)
+from beamrec.io.pgvector_gc import Collected, Keep
 from beamrec.io.pgvector_guards import Guards
 from beamrec.io.pgvector_index import IndexOptions
+from beamrec.io.pgvector_items import UpsertedItems
 from beamrec.io.pgvector_schema import ensure_schema
 from beamrec.io.pgvector_search import Catalogue, Lookup
 from beamrec.io.postgres import Database
@@ -24,6 +34,7 @@ from beamrec.schemas.serving import SearchSetting, ServingRow
 __all__ = ["Catalogue", "Lookup", "ReleaseStore"]
 
 _HNSW = IndexOptions()
+_DEFAULT_SEARCH = SearchSetting()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +132,47 @@ class ReleaseStore:
 
         self._database.transaction(work)
 
+    def upsert_items(
+        self, release_id: str, ids: Sequence[str], vectors: np.ndarray, why: str
+    ) -> UpsertedItems:
+        """Adds items to a loaded release between releases, or replaces their vectors, in one transaction.
+
+        The next search finds them, and their neighbours are exact; `items_version` of the active release
+        tells workers that remember its catalogue. They stay as long as the release does.
+
+        Args:
+          ids: distinct.
+          vectors: [len(ids), dim] float32, as the release's item tower makes them.
+
+        Raises:
+          UsageError: no such release is loaded.
+          BadDataError: a vector or an id is not one that the release could hold.
+        """
+
+        def work(cursor: psycopg2.extensions.cursor) -> UpsertedItems:
+            ensure_schema(cursor)
+            return pgvector_items.upsert_items(cursor, release_id, ids, vectors, why)
+
+        return self._database.transaction(work)
+
+    def unknown_items(self, release_id: str, ids: Sequence[str]) -> list[str]:
+        """Those ids that a loaded release does not know, in their order.
+
+        Raises:
+          UsageError: no such release is loaded.
+        """
+        return self._database.transaction(
+            lambda cursor: pgvector_items.unknown_items(cursor, release_id, ids)
+        )
+
+    def collect(self, keep: Keep, dry_run: bool = False) -> Collected:
+        """Drops releases that nothing needs, and what killed loads left over; readers are not held up.
+
+        Args:
+          dry_run: only say what would be dropped.
+        """
+        return pgvector_gc.collect(self.uri, keep, dry_run)
+
     def active(self) -> ActiveRelease | None:
         """The active release, or None where none was promoted yet."""
         return self._database.transaction(pgvector_releases.active)
@@ -139,16 +191,18 @@ class ReleaseStore:
         self.ensure_schema()
         return self._database.transaction(lambda cursor: pgvector_releases.show(cursor, release_id))
 
-    def lookup(
-        self,
-        release_id: str,
-        product_ids: Sequence[str],
-        customer_ids: Sequence[str],
-        with_vectors: bool = False,
-    ) -> Lookup:
+    def release(self, release_id: str) -> ActiveRelease:
+        """A loaded release, active or not.
+
+        Raises:
+          UsageError: no such release is loaded.
+        """
+        return self._database.transaction(lambda cursor: pgvector_releases.release(cursor, release_id))
+
+    def lookup(self, release_id: str, product_ids: pa.StringArray, customer_ids: pa.StringArray) -> Lookup:
         """Item neighbours and known customers of a whole batch, in one statement by primary key."""
         return self._database.transaction(
-            lambda cursor: pgvector_search.lookup(cursor, release_id, product_ids, customer_ids, with_vectors)
+            lambda cursor: pgvector_search.lookup(cursor, release_id, product_ids, customer_ids)
         )
 
     def catalogue(self, release_id: str) -> Catalogue:
@@ -159,21 +213,32 @@ class ReleaseStore:
         """
         return self._database.transaction(lambda cursor: pgvector_search.catalogue(cursor, release_id))
 
+    def popular(self, release_id: str, count: int) -> list[str]:
+        """Ids of a release's most popular items, `count` of them if there are so many."""
+        return self._database.transaction(lambda cursor: pgvector_search.popular(cursor, release_id, count))
+
     def search(
-        self, release_id: str, vectors: np.ndarray, k: int, ef_search: int = 100
-    ) -> list[list[tuple[str, float]]]:
+        self, release_id: str, vectors: np.ndarray, k: int, setting: SearchSetting = _DEFAULT_SEARCH
+    ) -> pa.ListArray:
         """The k items of highest inner product for each vector, by the release's index, in one statement.
 
         Args:
           vectors: [n, dim] float32.
-          ef_search: width of the HNSW search, raised to k where that is more (1,000 at most).
+          setting: width of the search; that in an HNSW index is raised to k (1,000 at most).
 
         Returns:
-          For each vector [(id, score)] with scores descending.
+          CANDIDATES [n], scores descending.
+
+        Raises:
+          UsageError: the release is not loaded, or has vectors of another dimension.
         """
         return self._database.transaction(
-            lambda cursor: pgvector_search.search(cursor, release_id, vectors, k, ef_search)
+            lambda cursor: pgvector_search.search(cursor, release_id, vectors, k, setting)
         )
+
+    def upsert_serving(self, rows: pa.RecordBatch) -> int:
+        """`upsert_latest` of rows of the schema SERVING."""
+        return self._database.transaction(lambda cursor: pgvector_serving.upsert_serving(cursor, rows))
 
     def upsert_latest(self, rows: Sequence[ServingRow]) -> int:
         """Keeps the newest recommendations of each customer; returns how many rows changed."""

@@ -1,30 +1,28 @@
 """Retrieval of one release: neighbours by key, the catalogue, and search by the vector index.
 
-Functions of a cursor, one statement a batch, each naming its release.
+Functions of a cursor, one statement a batch, each naming its release. Answers are Arrow arrays.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2 import sql
 
+from beamrec.io.binary_rows import BinaryRows
 from beamrec.io.pgvector_releases import release
 from beamrec.io.pgvector_schema import partition_name
+from beamrec.io.vector_search import VectorSearch, nearest
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.events import CANDIDATES, NEIGHBOURS
+from beamrec.schemas.serving import SearchSetting
 
-__all__ = ["Catalogue", "Lookup", "catalogue", "lookup", "search"]
+__all__ = ["Catalogue", "Lookup", "catalogue", "lookup", "popular", "search"]
 
 _MAX_EF_SEARCH = 1000  # pgvector's own limit
-
-_LOOKUP = """
-SELECT true, id, neighbour_ids, distances FROM beamrec.item_neighbours
-WHERE release = %(release)s AND id = ANY(%(products)s)
-UNION ALL
-SELECT false, id, NULL, CASE WHEN %(with_vectors)s THEN embedding::real[] END FROM beamrec.user_embeddings
-WHERE release = %(release)s AND id = ANY(%(customers)s)
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,48 +30,57 @@ class Lookup:
     """What the store knows of a batch's products and customers.
 
     Attributes:
-      neighbours: product id → [(item id, distance)] ascending; products unknown to the release are absent.
-      known: ids of the customers that the release knows.
-      user_vectors: their stored vectors [dim] float32, if asked for.
+      products: string [n], the ids that the release knows, in no order.
+      neighbours: NEIGHBOURS [n], of each of them, by ascending distance.
+      customers: string [m], those that the release knows.
     """
 
-    neighbours: dict[str, list[tuple[str, float]]]
-    known: frozenset[str]
-    user_vectors: dict[str, np.ndarray]
+    products: pa.StringArray
+    neighbours: pa.ListArray
+    customers: pa.StringArray
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """All items of a release: ids, vectors [items, dim] float32, and the ids by popularity."""
+    """All items of a release, most popular first: ids, string [items], and vectors [items, dim] float32."""
 
-    ids: list[str]
-    vectors: np.ndarray
-    popular: list[str]
+    ids: pa.StringArray
+    vectors: npt.NDArray[np.float32]
 
 
 def lookup(
     cursor: psycopg2.extensions.cursor,
     release_id: str,
-    product_ids: Sequence[str],
-    customer_ids: Sequence[str],
-    with_vectors: bool,
+    product_ids: pa.StringArray,
+    customer_ids: pa.StringArray,
 ) -> Lookup:
     """Item neighbours and known customers of a whole batch, in one statement by primary key."""
-    values = {
-        "release": release_id,
-        "products": sorted(set(product_ids)),
-        "customers": sorted(set(customer_ids)),
-        "with_vectors": with_vectors,
-    }
-    cursor.execute(_LOOKUP, values)
-    neighbours, users = {}, {}
-    for is_item, key, ids, figures in cursor.fetchall():
-        if is_item:
-            neighbours[key] = list(zip(ids, figures, strict=True))
-        else:
-            users[key] = figures
-    vectors = {key: np.array(figures, np.float32) for key, figures in users.items()} if with_vectors else {}
-    return Lookup(neighbours, frozenset(users), vectors)
+    statement = sql.SQL(
+        "SELECT id, neighbour_ids, distances FROM beamrec.item_neighbours "
+        "WHERE release = {release} AND id = ANY({products}::text[]) UNION ALL "
+        "SELECT id, NULL, NULL FROM beamrec.user_embeddings "
+        "WHERE release = {release} AND id = ANY({customers}::text[])"
+    ).format(
+        release=sql.Literal(release_id),
+        products=sql.Literal(_text_array(product_ids)),
+        customers=sql.Literal(_text_array(customer_ids)),
+    )
+    rows = BinaryRows.copied(cursor, statement.as_string(cursor), 3)
+    customers = rows.is_null(1)
+    ids, distances = rows.text_lists(1, ~customers), rows.float_lists(2, ~customers)
+    entries = pa.StructArray.from_arrays([ids.values, distances.values], fields=list(NEIGHBOURS.value_type))
+    return Lookup(
+        rows.texts(0, ~customers),
+        pa.ListArray.from_arrays(ids.offsets, entries, type=NEIGHBOURS),
+        rows.texts(0, customers),
+    )
+
+
+def _text_array(ids: pa.StringArray) -> str:
+    """An array of text as PostgreSQL writes it; no id of the store holds the character that it refuses."""
+    texts = [text for text in ids.to_pylist() if "\0" not in text]
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return '{"' + '","'.join(quoted) + '"}' if texts else "{}"
 
 
 def catalogue(cursor: psycopg2.extensions.cursor, release_id: str) -> Catalogue:
@@ -83,23 +90,30 @@ def catalogue(cursor: psycopg2.extensions.cursor, release_id: str) -> Catalogue:
       UsageError: no such release is loaded.
     """
     found = release(cursor, release_id)
-    cursor.execute(
-        "SELECT id, vector_send(embedding) FROM beamrec.item_embeddings "
-        "WHERE release = %s ORDER BY popularity_rank, id",
-        [release_id],
+    statement = sql.SQL("SELECT id, embedding FROM beamrec.{} ORDER BY popularity_rank, id").format(
+        sql.Identifier(partition_name("item_embeddings", release_id))
     )
-    rows = cursor.fetchall()
-    ids = [row[0] for row in rows]
-    # vector_send: int16 dim, int16 unused, then big-endian float32.
-    data = b"".join(bytes(row[1])[4:] for row in rows)
-    vectors = np.frombuffer(data, ">f4").astype(np.float32).reshape(len(ids), found.dim)
-    return Catalogue(ids, vectors, list(ids))
+    rows = BinaryRows.copied(cursor, statement.as_string(cursor), 2)
+    return Catalogue(rows.texts(0, np.ones(len(rows), bool)), rows.vectors(1, found.dim))
+
+
+def popular(cursor: psycopg2.extensions.cursor, release_id: str, count: int) -> list[str]:
+    """Ids of a release's most popular items, `count` of them if there are so many."""
+    cursor.execute(
+        "SELECT id FROM beamrec.item_embeddings WHERE release = %s ORDER BY popularity_rank, id LIMIT %s",
+        [release_id, count],
+    )
+    return [row[0] for row in cursor.fetchall()]
 
 
 def search(
-    cursor: psycopg2.extensions.cursor, release_id: str, vectors: np.ndarray, k: int, ef_search: int
-) -> list[list[tuple[str, float]]]:
-    """The k items of highest inner product for each vector, as [(id, score)] with scores descending.
+    cursor: psycopg2.extensions.cursor,
+    release_id: str,
+    vectors: npt.NDArray[np.float32],
+    k: int,
+    setting: SearchSetting,
+) -> pa.ListArray:
+    """The k items of highest inner product for each vector, as CANDIDATES with scores descending.
 
     Vectors of length one rank alike by every operator, so the index of the release's own operator serves;
     other releases have an index for the inner product as well.
@@ -108,29 +122,24 @@ def search(
       UsageError: the release is not loaded, or has vectors of another dimension.
     """
     dim, operator = _index_of(cursor, release_id, vectors)
-    cursor.execute(
-        "SELECT set_config('hnsw.ef_search', %s, true)", [str(min(_MAX_EF_SEARCH, max(ef_search, k)))]
+    wanted = VectorSearch(
+        table=("beamrec", partition_name("item_embeddings", release_id)),
+        k=k,
+        operator=operator,
+        dim=dim,
+        reported="<#>",
+        ef_search=min(_MAX_EF_SEARCH, max(setting.ef_search, k)),
+        probes=setting.probes,
     )
-    statement = sql.SQL(
-        "SELECT u.n, i.id, -(i.embedding::{typed} <#> u.t::{typed}) AS score "
-        "FROM unnest(%(vectors)s::text[]) WITH ORDINALITY AS u (t, n) "
-        "CROSS JOIN LATERAL (SELECT id, embedding FROM beamrec.{partition} "
-        "ORDER BY embedding::{typed} {operator} u.t::{typed} LIMIT %(k)s) AS i "
-        "ORDER BY u.n, score DESC, i.id"
-    ).format(
-        typed=sql.SQL("vector({})").format(sql.Literal(dim)),
-        operator=sql.SQL(operator),
-        partition=sql.Identifier(partition_name("item_embeddings", release_id)),
-    )
-    texts = ["[" + ",".join(map(str, vector)) + "]" for vector in vectors.astype(np.float32).tolist()]
-    cursor.execute(statement, {"vectors": texts, "k": k})
-    found: list[list[tuple[str, float]]] = [[] for _ in texts]
-    for number, item, score in cursor.fetchall():
-        found[number - 1].append((item, score))
-    return found
+    found = nearest(cursor, wanted, vectors, NEIGHBOURS)
+    ids, products = found.values.flatten()
+    scored = pa.StructArray.from_arrays([ids, pc.negate(products)], fields=list(CANDIDATES.value_type))
+    return pa.ListArray.from_arrays(found.offsets, scored, type=CANDIDATES)
 
 
-def _index_of(cursor: psycopg2.extensions.cursor, release_id: str, vectors: np.ndarray) -> tuple[int, str]:
+def _index_of(
+    cursor: psycopg2.extensions.cursor, release_id: str, vectors: npt.NDArray[np.float32]
+) -> tuple[int, str]:
     """Dimension and search operator of a release, once the vectors are known to fit it."""
     found = release(cursor, release_id)
     if vectors.ndim != 2 or vectors.shape[1] != found.dim:

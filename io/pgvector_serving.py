@@ -7,52 +7,40 @@ import dataclasses
 from collections.abc import Sequence
 
 import psycopg2
+import pyarrow as pa
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
+from beamrec.io.vector_upsert import VectorUpsert, upsert
+from beamrec.schemas.events import SERVING
 from beamrec.schemas.serving import ServingRow
 
-__all__ = ["append_log", "newest_of_each_customer", "upsert_latest"]
+__all__ = ["append_log", "upsert_latest", "upsert_serving"]
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(ServingRow))
-_NEWER = """
-ON CONFLICT (customer_id) DO UPDATE SET event_id = excluded.event_id, event_time = excluded.event_time,
-  processed_at = excluded.processed_at, release = excluded.release, served_by = excluded.served_by,
-  recommended_items = excluded.recommended_items, similar_items = excluded.similar_items
-WHERE (excluded.event_time, excluded.event_id, excluded.processed_at)
-  > (t.event_time, t.event_id, t.processed_at)
-"""
+_LATEST = VectorUpsert(
+    "beamrec.recommendations_latest", ("customer_id",), ("event_time", "event_id", "processed_at")
+)
 
 
-def newest_of_each_customer(rows: Sequence[ServingRow]) -> list[ServingRow]:
-    """One row a customer, sorted by customer.
-
-    One statement must not touch a key twice, and two writers that lock keys in one order cannot deadlock.
-    """
-    newest = {row.customer_id: row for row in sorted(rows, key=lambda row: row.precedence)}
-    return [newest[customer] for customer in sorted(newest)]
+def upsert_serving(cursor: psycopg2.extensions.cursor, rows: pa.RecordBatch) -> int:
+    """Keeps of rows [SERVING] what is newer than the store's; returns how many rows changed."""
+    return upsert(cursor, _LATEST, rows)
 
 
 def upsert_latest(cursor: psycopg2.extensions.cursor, rows: Sequence[ServingRow]) -> int:
     """Keeps what is newer than the store's; returns how many rows changed."""
-    return _insert(cursor, "recommendations_latest", newest_of_each_customer(rows), _NEWER)
+    return upsert_serving(cursor, pa.RecordBatch.from_pylist(list(map(vars, rows)), SERVING))
 
 
 def append_log(cursor: psycopg2.extensions.cursor, rows: Sequence[ServingRow]) -> int:
     """Adds the events that the log does not hold yet; returns how many."""
     first = {row.event_id: row for row in sorted(rows, key=lambda row: row.precedence, reverse=True)}
-    ordered = [first[event] for event in sorted(first)]
-    return _insert(cursor, "recommendations_log", ordered, "ON CONFLICT (event_id) DO NOTHING")
-
-
-def _insert(
-    cursor: psycopg2.extensions.cursor, table: str, rows: Sequence[ServingRow], on_conflict: str
-) -> int:
-    if not rows:
+    if not first:
         return 0
-    statement = sql.SQL("INSERT INTO beamrec.{} AS t ({}) VALUES %s {}").format(
-        sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, _COLUMNS)), sql.SQL(on_conflict)
-    )
-    values = [tuple(getattr(row, name) for name in _COLUMNS) for row in rows]
+    statement = sql.SQL(
+        "INSERT INTO beamrec.recommendations_log ({}) VALUES %s ON CONFLICT DO NOTHING"
+    ).format(sql.SQL(", ").join(map(sql.Identifier, _COLUMNS)))
+    values = [tuple(getattr(first[event], name) for name in _COLUMNS) for event in sorted(first)]
     execute_values(cursor, statement, values, page_size=len(values))
     return int(cursor.rowcount)

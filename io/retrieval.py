@@ -1,6 +1,7 @@
 """Look-ups, item search and serving upserts on pgvector, as transforms of column batches.
 
-One SQL statement a batch. An outage is waited out (the store retries); it never makes a dead letter.
+One SQL statement a batch. An outage is waited out (the store retries); it never makes a dead letter. Search
+and upsert in tables that are not ours are in `beamrec.io.vector_transforms`, made of the same parts.
 """
 
 import dataclasses
@@ -11,27 +12,31 @@ from typing import Any, Literal
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.exact_product import best_items
 from beamrec.io.pgvector import Catalogue, ReleaseStore
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import CANDIDATES, RELEASE_CHECKSUM, RELEASE_ID, RELEASE_URI, SIMILAR
 from beamrec.schemas.releases import ActiveRelease
-from beamrec.schemas.serving import ServingRow
+from beamrec.schemas.serving import SearchSetting
 from beamrec.schemas.shop import Shop
 
-__all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "enrich", "top_items"]
+__all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "enrich", "multiplies"]
 
 Retrieval = Literal["auto", "exact", "index"]
 
-# Up to this many items `auto` multiplies in the worker (570 users/s at 200 k items, more below) rather than
-# asking the index (800 queries/s on a whole server).
-_EXACT_ITEMS = 50_000
-_ACTIVE_SECONDS = 1.0
+# Up to so many bytes of item vectors `auto` multiplies in the worker, unless it was measured for the release
+# (`beamrec release report --apply`). A worker holds them once, however many threads it has.
+_EXACT_BYTES = 64 * 2**20
+_FRESH_SECONDS = 1.0
 _CACHED_RELEASES = 3
+_LEAST_POPULAR = 256
 
 
 def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: ActiveRelease) -> pa.RecordBatch:
@@ -39,29 +44,23 @@ def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: Acti
 
     Products that the release does not know have no entry in `similar`.
     """
-    products = [
-        list(dict.fromkeys(str(entry["product"]) for entry in history))
-        for history in batch.column("history").to_pylist()
-    ]
-    customers = [None if c is None else str(c) for c in batch.column(shop.customers.key).to_pylist()]
-    found = store.lookup(
-        release.id,
-        sorted({product for history in products for product in history}),
-        sorted({customer for customer in customers if customer is not None}),
+    rows, products = _distinct_products(batch.column("history"))
+    customers = batch.column(shop.customers.key).cast(pa.string())
+    found = store.lookup(release.id, products.unique(), customers.drop_null().unique())
+    places = pc.index_in(products, value_set=found.products)
+    there = places.is_valid().to_numpy(zero_copy_only=False)
+    Metrics.counter("enrich", "unknown_products").inc(int(len(there) - there.sum()))
+    kept = pa.array(np.flatnonzero(there))
+    entries = pa.StructArray.from_arrays(
+        [products.take(kept), found.neighbours.take(places.take(kept))], fields=list(SIMILAR.value_type)
     )
-    neighbours = {
-        product: {"product": product, "items": [{"id": i, "distance": d} for i, d in ranked]}
-        for product, ranked in found.neighbours.items()
-    }
-    similar = [[neighbours[p] for p in history if p in neighbours] for history in products]
-    unknown = sum(len(history) for history in products) - sum(len(entries) for entries in similar)
-    Metrics.counter("enrich", "unknown_products").inc(unknown)
+    offsets = np.searchsorted(rows[there], np.arange(batch.num_rows + 1)).astype(np.int32)
     stamp = {RELEASE_ID: release.id, RELEASE_URI: release.uri, RELEASE_CHECKSUM: release.checksum}
     return pa.RecordBatch.from_arrays(
         [
             *batch.columns,
-            pa.array([customer in found.known for customer in customers], pa.bool_()),
-            pa.array(similar, SIMILAR),
+            pc.is_in(customers, value_set=found.customers),
+            pa.ListArray.from_arrays(offsets, entries, type=SIMILAR),
         ],
         schema=batch.schema.append(pa.field("known", pa.bool_()))
         .append(pa.field("similar", SIMILAR))
@@ -69,54 +68,83 @@ def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: Acti
     )
 
 
-def top_items(scores: np.ndarray, ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best items of each row, best first; equal scores in order of their ids' positions.
+def _distinct_products(history: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
+    """The products of each row's history, each once, in the order of the history: (row, product)."""
+    lengths = history.value_lengths().to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(history)), lengths)
+    encoded = history.flatten().field("product").cast(pa.string()).dictionary_encode()
+    codes = encoded.indices.to_numpy().astype(np.int64)
+    first = np.sort(np.unique(rows * max(len(encoded.dictionary), 1) + codes, return_index=True)[1])
+    return rows[first], encoded.dictionary.take(pa.array(codes[first]))
 
-    Args:
-      scores: [num_users, num_items].
-      ids: [num_items].
-      count: items a row.
 
-    Returns:
-      (ids, scores), each [num_users, min(count, num_items)].
-    """
-    count = min(count, scores.shape[1])
-    best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    best.sort(axis=1)
-    order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-    best = np.take_along_axis(best, order, axis=1)
-    return ids[best], np.take_along_axis(scores, best, axis=1)
+def multiplies(retrieval: Retrieval, release: ActiveRelease) -> bool:
+    """Whether the worker multiplies with all items of the release, rather than asking its index."""
+    if retrieval != "auto":
+        return retrieval == "exact"
+    if release.search is not None:
+        return release.search.index == "exact"
+    return 4 * release.items * release.dim <= _EXACT_BYTES
 
 
 class _Releases:
-    """What a worker remembers of the store: the active release for a second, three catalogues."""
+    """What a worker remembers of the store: releases for a second, three catalogues."""
 
     def __init__(self, uri: str) -> None:
         self.store = ReleaseStore(uri, patient=True)
         self._lock, self._catalogue_lock = threading.Lock(), threading.Lock()
-        self._active: tuple[float, ActiveRelease] | None = None
-        self._catalogues: dict[str, Catalogue] = {}
+        self._seen: dict[str | None, tuple[float, ActiveRelease]] = {}
+        self._catalogues: dict[str, tuple[int, Catalogue]] = {}
+        self._popular: dict[str, tuple[int, int, list[str]]] = {}
 
     def active(self) -> ActiveRelease:
+        """The active release, as it was a second ago at most."""
+        return self._fresh(None)
+
+    def release(self, release_id: str) -> ActiveRelease:
+        """A release with the version of its items, as it was a second ago at most."""
+        return self._fresh(release_id)
+
+    def _fresh(self, release_id: str | None) -> ActiveRelease:
         with self._lock:
-            if self._active is None or time.monotonic() - self._active[0] > _ACTIVE_SECONDS:
-                release = self.store.active()
+            since, release = self._seen.get(release_id, (-_FRESH_SECONDS, None))
+            if release is None or time.monotonic() - since >= _FRESH_SECONDS:
+                release = self.store.active() if release_id is None else self.store.release(release_id)
                 if release is None:
                     raise UsageError("no release is active; `beamrec release promote ID` makes one active")
-                self._active = time.monotonic(), release
-            return self._active[1]
+                self._seen[release_id] = time.monotonic(), release
+                _keep_last(self._seen)
+            return release
 
-    def catalogue(self, release: str) -> Catalogue:
+    def catalogue(self, release: ActiveRelease) -> Catalogue:
+        """All items, loaded again if some were upserted."""
         with self._catalogue_lock:
-            if release not in self._catalogues:
-                self._catalogues[release] = self.store.catalogue(release)
-                while len(self._catalogues) > _CACHED_RELEASES:
-                    self._catalogues.pop(next(iter(self._catalogues)))
-            return self._catalogues[release]
+            version, catalogue = self._catalogues.pop(release.id, (None, None))
+            if catalogue is None or version != release.items_version:
+                catalogue = self.store.catalogue(release.id)
+            self._catalogues[release.id] = release.items_version, catalogue
+            _keep_last(self._catalogues)
+            return catalogue
+
+    def popular(self, release: ActiveRelease, count: int) -> list[str]:
+        """Ids of the most popular items."""
+        with self._catalogue_lock:
+            version, asked, ids = self._popular.pop(release.id, (None, 0, []))
+            if version != release.items_version or asked < count:
+                asked = max(count, _LEAST_POPULAR)
+                ids = self.store.popular(release.id, asked)
+            self._popular[release.id] = release.items_version, asked, ids
+            _keep_last(self._popular)
+            return ids[:count]
+
+
+def _keep_last(cache: dict[Any, Any]) -> None:
+    while len(cache) > _CACHED_RELEASES + 1:
+        cache.pop(next(iter(cache)))
 
 
 class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
-    # One cache a worker, however many threads and stages it has; a connection each thread.
+    # One cache and one pool of connections a worker, however many threads and stages it has.
     _shared = shared.Shared()
 
     def __init__(self, vector_db: str) -> None:
@@ -142,39 +170,46 @@ class _SearchDoFn(_StoreDoFn):
         self._retrieval = retrieval
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        release = batch.schema.metadata[RELEASE_ID].decode()
-        catalogue = self._releases.catalogue(release)
+        release = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
         # Items of the history are taken out later, so look for that many more.
         lengths = batch.column("history").value_lengths().to_numpy(zero_copy_only=False)
-        count = min(self._items + int(lengths.max(initial=0)), len(catalogue.ids))
+        count = self._items + int(lengths.max(initial=0))
         column = batch.column("user_vector")
-        scored = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-        popular = [{"id": i, "score": 1.0 / (rank + 1)} for rank, i in enumerate(catalogue.popular[:count])]
-        candidates: list[list[dict[str, Any]]] = [popular] * batch.num_rows
-        if len(scored):
-            dim = column.type.list_size
-            vectors = column.take(pa.array(scored)).flatten().to_numpy().reshape(len(scored), dim)
-            for row, found in zip(scored, self._search(release, catalogue, vectors, count), strict=True):
-                candidates[row] = [{"id": i, "score": s} for i, s in found]
-        yield batch.append_column("candidates", pa.array(candidates, CANDIDATES))
+        scored = column.is_valid().to_numpy(zero_copy_only=False)
+        vectors = column.drop_null().flatten().to_numpy().reshape(-1, column.type.list_size)
+        parts = [self._search(release, vectors, count)]
+        if not scored.all():
+            parts.append(_by_rank(self._releases.popular(release, count)))
+        # Rows without a vector take what stands behind those that were found.
+        places = np.where(scored, np.cumsum(scored) - 1, len(vectors))
+        yield batch.append_column("candidates", pa.concat_arrays(parts).take(pa.array(places)))
 
-    def _search(
-        self, release: str, catalogue: Catalogue, vectors: np.ndarray, count: int
-    ) -> list[list[tuple[str, float]]]:
-        exact = (
-            len(catalogue.ids) <= _EXACT_ITEMS if self._retrieval == "auto" else self._retrieval == "exact"
-        )
+    def _search(self, release: ActiveRelease, vectors: npt.NDArray[np.float32], count: int) -> pa.ListArray:
+        if not len(vectors):
+            return pa.array([], CANDIDATES)
+        exact = multiplies(self._retrieval, release)
+        Metrics.counter("search", "exact" if exact else "index").inc(len(vectors))
         if not exact:
-            found: list[list[tuple[str, float]]] = self._releases.store.search(release, vectors, count)
-            return found
-        ids, scores = top_items(vectors @ catalogue.vectors.T, np.asarray(catalogue.ids), count)
-        ranked = zip(ids.tolist(), scores.tolist(), strict=True)
-        return [list(zip(row_ids, row_scores, strict=True)) for row_ids, row_scores in ranked]
+            setting = release.search or SearchSetting()
+            return self._releases.store.search(release.id, vectors, count, setting)
+        catalogue = self._releases.catalogue(release)
+        places, scores = best_items(vectors, catalogue.vectors, count)
+        ids = catalogue.ids.take(pa.array(places.ravel()))
+        offsets = np.arange(len(vectors) + 1, dtype=np.int32) * places.shape[1]
+        entries = pa.StructArray.from_arrays(
+            [ids, pa.array(scores.ravel().astype(np.float64))], fields=list(CANDIDATES.value_type)
+        )
+        return pa.ListArray.from_arrays(offsets, entries, type=CANDIDATES)
+
+
+def _by_rank(ids: list[str]) -> pa.ListArray:
+    """One row: items scored by reciprocal rank."""
+    return pa.array([[{"id": i, "score": 1.0 / (rank + 1)} for rank, i in enumerate(ids)]], CANDIDATES)
 
 
 class _UpsertDoFn(_StoreDoFn):
     def process(self, batch: pa.RecordBatch) -> Iterator[int]:
-        yield self._releases.store.upsert_latest([ServingRow(**row) for row in batch.to_pylist()])
+        yield self._releases.store.upsert_serving(batch)
 
 
 @dataclasses.dataclass(eq=False)
@@ -195,7 +230,9 @@ class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
 class SearchItems(beam.PTransform):  # type: ignore[misc]
     """User to item: by an exact product in the worker, or by the pgvector index of the release.
 
-    Rows without a user vector get the release's popularity list, scored by reciprocal rank.
+    `auto` takes what was measured for the release, else multiplies with catalogues of up to 64 MiB (260,000
+    items of 64 numbers). Rows without a user vector get the release's popularity list, scored by
+    reciprocal rank.
     """
 
     vector_db: str

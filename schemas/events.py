@@ -16,6 +16,7 @@ from beamrec.schemas.shop import Shop, Table
 
 __all__ = [
     "CANDIDATES",
+    "NEIGHBOURS",
     "OUTCOMES",
     "RAW_EVENTS",
     "RELEASE_CHECKSUM",
@@ -97,14 +98,10 @@ SERVING = pa.schema(
 CANDIDATES = pa.list_(pa.struct([("id", pa.string()), ("score", pa.float64())]))
 """Items by descending score: inner products, or reciprocal ranks of the popularity list."""
 
-SIMILAR = pa.list_(
-    pa.struct(
-        [
-            ("product", pa.string()),
-            ("items", pa.list_(pa.struct([("id", pa.string()), ("distance", pa.float64())]))),
-        ]
-    )
-)
+NEIGHBOURS = pa.list_(pa.struct([("id", pa.string()), ("distance", pa.float64())]))
+"""Items by ascending distance, by the release's operator."""
+
+SIMILAR = pa.list_(pa.struct([("product", pa.string()), ("items", NEIGHBOURS)]))
 """Neighbours by ascending distance of each distinct product of the history that the release knows."""
 
 

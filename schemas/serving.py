@@ -39,7 +39,9 @@ class SearchSetting:
         for name, most in (("ef_search", _MAX_EF_SEARCH), ("probes", _MAX_PROBES)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise ValueError(f"SearchSetting: {name}: expected an integer from 1 to {most}, got {value!r}")
+                raise ValueError(
+                    f"SearchSetting: {name}: expected an integer from 1 to {most}, got {value!r}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """What the store keeps as JSON."""

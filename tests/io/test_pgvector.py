@@ -3,20 +3,16 @@
 import dataclasses
 import datetime as dt
 import hashlib
-import pickle
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from beamrec.io import embedded
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.pgvector_neighbours import nearest_items
 from beamrec.io.postgres import connect
-from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
+from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.releases import ReleaseContents, ReleaseManifest
-from beamrec.schemas.serving import ServingRow
 
 NOON = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
 
@@ -75,27 +71,6 @@ def test_nearest_items_of_tiny_catalogues_are_all_others() -> None:
     assert nearest_items(np.eye(3, dtype=np.float32), "<->", 20)[0].shape == (3, 2)
 
 
-@pytest.mark.parametrize("operator", ["<->", "<=>", "<#>"])
-def test_lookup_equals_brute_force_and_knows_its_customers(store: ReleaseStore, operator: str) -> None:
-    release = contents(distance=operator)
-    store.load(release)
-    answer = store.lookup(
-        release.manifest.id, [*release.item_ids, "unknown"], ["100", "106", "999"], with_vectors=True
-    )
-    assert set(answer.neighbours) == set(release.item_ids)
-    for row, item in enumerate(release.item_ids):
-        expected = brute_force(release.item_vectors, release.item_vectors[row], operator)
-        expected[row] = np.inf
-        found = answer.neighbours[item]
-        assert len(found) == 20
-        np.testing.assert_allclose([d for _, d in found], np.sort(expected)[:20], atol=1e-6)
-        np.testing.assert_allclose(
-            [expected[release.item_ids.index(i)] for i, _ in found], [d for _, d in found], atol=1e-6
-        )
-    assert answer.known == {"100", "106"}
-    np.testing.assert_array_equal(answer.user_vectors["106"], release.user_vectors[6])
-
-
 def test_stored_distances_are_what_pgvector_itself_computes(store: ReleaseStore, database: str) -> None:
     release = contents()
     store.load(release)
@@ -108,59 +83,6 @@ def test_stored_distances_are_what_pgvector_itself_computes(store: ReleaseStore,
         )
         assert cursor.fetchone()[0] < 1e-6
     connection.close()
-
-
-def test_catalogue_is_by_popularity_and_bit_exact(store: ReleaseStore) -> None:
-    release = contents()
-    store.load(release)
-    catalogue = store.catalogue(release.manifest.id)
-    assert catalogue.ids == catalogue.popular == list(release.popular)
-    order = [release.item_ids.index(i) for i in catalogue.ids]
-    np.testing.assert_array_equal(catalogue.vectors, release.item_vectors[order])
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-def test_search_equals_the_exact_product(store: ReleaseStore, normalized: bool) -> None:
-    release = contents(items=300, normalized=normalized)
-    store.load(release)
-    queries = np.random.default_rng(5).normal(size=(9, 8)).astype(np.float32)
-    exact = queries.astype(np.float64) @ release.item_vectors.T.astype(np.float64)
-    for row, found in enumerate(store.search(release.manifest.id, queries, 10)):
-        scores = [score for _, score in found]
-        np.testing.assert_allclose(scores, np.sort(exact[row])[::-1][:10], rtol=1e-5)
-        assert scores == sorted(scores, reverse=True)
-
-
-def test_search_uses_the_index_of_a_large_partition_with_high_recall(
-    store: ReleaseStore, database: str
-) -> None:
-    release = contents(items=6_000, dim=16)
-    store.load(release)
-    queries = contents(items=50, dim=16, seed=9).item_vectors
-    exact = np.argsort(-(queries @ release.item_vectors.T), axis=1)[:, :10]
-    found = store.search(release.manifest.id, queries, 10, ef_search=200)
-    hits = [
-        len({i for i, _ in f} & {release.item_ids[e] for e in row})
-        for f, row in zip(found, exact, strict=True)
-    ]
-    assert np.mean(hits) / 10 > 0.95
-    connection = connect(database)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "EXPLAIN SELECT id FROM beamrec.item_embeddings WHERE release = %s "
-            "ORDER BY embedding::vector(16) <-> %s::vector(16) LIMIT 10",
-            [release.manifest.id, str(queries[0].tolist())],
-        )
-        assert "Index Scan" in str(cursor.fetchall())
-    connection.close()
-
-
-def test_search_refuses_another_dimension_and_unknown_releases(store: ReleaseStore) -> None:
-    store.load(contents())
-    with pytest.raises(UsageError, match=r"expected vectors \[n, 8\]"):
-        store.search(contents().manifest.id, np.ones((1, 9), np.float32), 3)
-    with pytest.raises(UsageError, match="not loaded"):
-        store.search("nothing", np.ones((1, 8), np.float32), 3)
 
 
 def test_loading_again_changes_nothing_and_other_content_is_refused(store: ReleaseStore) -> None:
@@ -261,65 +183,6 @@ def test_readers_of_the_active_release_do_not_wait_for_a_load(store: ReleaseStor
         assert not thread.is_alive()
     connection.close()
     assert len(store.releases()) == 2
-
-
-def row(customer: str, event: str, minutes: int = 0, processed: int = 0, release: str = "r") -> ServingRow:
-    when = NOON + dt.timedelta(minutes=minutes)
-    return ServingRow(
-        customer, event, when, NOON + dt.timedelta(seconds=processed), release, "popular", "[]", "[]"
-    )
-
-
-def test_the_newest_recommendations_win_in_any_order_and_repetition(
-    store: ReleaseStore, database: str
-) -> None:
-    rows = [
-        row("7", "é", 5), row("7", "z", 5), row("7", "a", 4, processed=99), row("8", "a", 1),
-        row("8", "a", 1, processed=1), row("9", "b", -3),
-    ]  # fmt: skip
-    rng = np.random.default_rng(3)
-    for _ in range(10):
-        _rows(database, "TRUNCATE beamrec.recommendations_latest", fetch=False)
-        for batch in np.array_split(rng.permutation(len(rows)), 3):
-            store.upsert_latest([rows[i] for i in batch])
-        assert store.upsert_latest(rows) == 0
-        latest = _rows(
-            database,
-            "SELECT customer_id, event_id, processed_at FROM beamrec.recommendations_latest ORDER BY 1",
-        )
-        second = dt.timedelta(seconds=1)
-        assert latest == [("7", "é", NOON), ("8", "a", NOON + second), ("9", "b", NOON)]
-    assert store.upsert_latest([]) == 0
-
-
-def test_the_log_holds_each_event_once(store: ReleaseStore, database: str) -> None:
-    assert store.append_log([row("7", "a"), row("7", "a", processed=1), row("8", "b")]) == 2
-    assert store.append_log([row("7", "a"), row("9", "c")]) == 1
-    assert _rows(database, "SELECT count(*) FROM beamrec.recommendations_log") == [(3,)]
-
-
-def test_a_store_survives_pickling_and_a_restart_of_the_server(server: Path, store: ReleaseStore) -> None:
-    store.load(contents("first"))
-    copy: ReleaseStore = pickle.loads(pickle.dumps(store))  # noqa: S301
-    assert copy.lookup("first", [], ["100"]).known == {"100"}
-    assert embedded.stop_server(server)
-    embedded.ensure_running(server)
-    assert copy.lookup("first", [], ["100"]).known == {"100"}
-    assert store.upsert_latest([row("7", "a")]) == 1
-    copy.close()
-
-
-def test_a_patient_store_waits_an_outage_out(server: Path, store: ReleaseStore) -> None:
-    store.load(contents("first"))
-    uri = embedded.ensure_running(server).uri  # a plain URI: nothing starts the server behind our back
-    patient, hasty = ReleaseStore(uri, patient=True), ReleaseStore(uri)
-    assert hasty.active() is None
-    embedded.stop_server(server)
-    threading.Timer(1.0, lambda: embedded.ensure_running(server)).start()
-    with pytest.raises(UnavailableError, match="no connection"):
-        hasty.active()
-    assert patient.lookup("first", [], ["100", "1"]).known == {"100"}
-    patient.close()
 
 
 def _rows(uri: str, statement: str, fetch: bool = True) -> list[tuple]:

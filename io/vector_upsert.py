@@ -1,0 +1,151 @@
+"""Upsert of a record batch into any table, vectors included, by one statement.
+
+Names are quoted as identifiers and values as literals by psycopg2. `beamrec.io.vector_transforms` makes a
+Beam transform of it.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg2 import sql
+from psycopg2.extras import execute_values
+
+from beamrec.io.vector_search import Table, identifier, vector_texts
+from beamrec.schemas.errors import BadDataError
+
+__all__ = ["VectorUpsert", "array_columns", "newest_rows", "upsert"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorUpsert:
+    """Where rows go, and which one stays.
+
+    Attributes:
+      table: its name, with its schema or found by the search path; its columns have the batch's names.
+      key: columns of its primary key or of a unique index.
+      newer: columns that say which of two rows of one key is newer, the first that differs decides; NULL is
+        older than everything, text should have COLLATE "C". Without them what comes last stays.
+
+    Raises:
+      ValueError: at construction, without a key, or with a column in both.
+    """
+
+    table: Table
+    key: tuple[str, ...] = ("id",)
+    newer: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        identifier(self.table)
+        names = (*self.key, *self.newer)
+        if not self.key or isinstance(self.key, str) or isinstance(self.newer, str):
+            raise ValueError(f"VectorUpsert: expected tuples of columns, got {self.key!r} and {self.newer!r}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"VectorUpsert: a column stands twice in key and newer: {names}")
+
+
+def newest_rows(batch: pa.RecordBatch, key: Sequence[str], newer: Sequence[str] = ()) -> pa.RecordBatch:
+    """One row of each key, sorted by key: the newest, of equally new ones the last.
+
+    One statement must not touch a key twice, and writers that lock keys in one order cannot deadlock.
+
+    Raises:
+      BadDataError: a key is NULL.
+      KeyError: the batch has no such column.
+    """
+    for name in key:
+        if batch.column(name).null_count:
+            raise BadDataError(f"upsert: column {name} is part of the key, and NULL in a row")
+    order = {name: batch.column(name) for name in (*key, *newer)}
+    order["\0position"] = pa.array(np.arange(batch.num_rows))
+    keys = [(name, "ascending", "at_start") for name in order]
+    rows = batch.take(pc.sort_indices(pa.table(order), keys))
+    last = np.ones(batch.num_rows, bool)
+    if batch.num_rows:
+        same = np.ones(batch.num_rows - 1, bool)
+        for name in key:
+            column = rows.column(name)
+            same &= pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+        last[:-1] = ~same
+    return rows.filter(pa.array(last))
+
+
+def upsert(
+    cursor: psycopg2.extensions.cursor,
+    target: VectorUpsert,
+    batch: pa.RecordBatch,
+    array_columns: Collection[str] = (),
+) -> int:
+    """Writes a batch; returns how many rows were inserted or changed.
+
+    Lists go into columns of the type `vector` (or `halfvec`, or jsonb), structs and maps into jsonb.
+
+    Args:
+      array_columns: those of the table whose type is an array, such as real[]; see `array_columns`.
+
+    Raises:
+      BadDataError: a key is NULL.
+      psycopg2.ProgrammingError: the table is not what the target says.
+      psycopg2.DataError: a value does not fit its column.
+    """
+    rows = newest_rows(batch, target.key, target.newer)
+    if not rows.num_rows:
+        return 0
+    names = rows.schema.names
+    columns = [_values(rows.column(name), name in array_columns) for name in names]
+    values = list(zip(*columns, strict=True))
+    execute_values(cursor, _statement(target, names), values, page_size=len(values))
+    return int(cursor.rowcount)
+
+
+def array_columns(cursor: psycopg2.extensions.cursor, table: Table, names: Sequence[str]) -> frozenset[str]:
+    """Those of a table's columns whose type is an array of PostgreSQL's."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    cursor.execute(sql.SQL("SELECT {} FROM {} LIMIT 0").format(columns, identifier(table)))
+    numbers = {column.name: column.type_code for column in cursor.description}
+    cursor.execute(
+        "SELECT oid FROM pg_type WHERE oid = ANY(%s) AND typcategory = 'A'", [list(numbers.values())]
+    )
+    arrays = {row[0] for row in cursor.fetchall()}
+    return frozenset(name for name, number in numbers.items() if number in arrays)
+
+
+def _statement(target: VectorUpsert, names: Sequence[str]) -> sql.Composable:
+    changed = [name for name in names if name not in target.key]
+    sets = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed)
+    update = sql.SQL("UPDATE SET {}{}").format(sets, _only_newer(target.newer))
+    return sql.SQL("INSERT INTO {} AS t ({}) VALUES %s ON CONFLICT ({}) DO {}").format(
+        identifier(target.table),
+        sql.SQL(", ").join(map(sql.Identifier, names)),
+        sql.SQL(", ").join(map(sql.Identifier, target.key)),
+        update if changed else sql.SQL("NOTHING"),
+    )
+
+
+def _only_newer(newer: Sequence[str]) -> sql.Composable:
+    if not newer:
+        return sql.SQL("")
+    # Whether there is a value comes first: a row comparison with NULL is neither true nor false.
+    sides = [
+        sql.SQL(", ").join(
+            sql.SQL("{0}.{1} IS NOT NULL, {0}.{1}").format(sql.SQL(side), sql.Identifier(name))
+            for name in newer
+        )
+        for side in ("excluded", "t")
+    ]
+    return sql.SQL(" WHERE ({}) > ({})").format(*sides)
+
+
+def _values(column: pa.Array, is_array: bool) -> list[Any]:
+    """A column as psycopg2 takes it: vectors as pgvector's text, other nested values as JSON."""
+    kind = column.type
+    if is_array or not pa.types.is_nested(kind):
+        return list(column.to_pylist())
+    if pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and not column.null_count:
+        return list(vector_texts(column.flatten().to_numpy().reshape(len(column), kind.list_size)))
+    return [None if value is None else orjson.dumps(value).decode() for value in column.to_pylist()]

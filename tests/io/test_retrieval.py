@@ -1,0 +1,180 @@
+"""The stream's look-ups and search: Arrow in, Arrow out, by product or by index, fresh after an upsert."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.testing.test_pipeline import TestPipeline as Pipeline
+from apache_beam.testing.util import assert_that
+
+from beamrec.io.pgvector import ReleaseStore
+from beamrec.io.postgres import connect
+from beamrec.io.retrieval import (
+    EnrichFromPgvector,
+    SearchItems,
+    _Releases,
+    _SearchDoFn,
+    enrich,
+    multiplies,
+)
+from beamrec.schemas.events import RELEASE_ID, event_schema
+from beamrec.schemas.releases import ActiveRelease, ReleaseContents
+from beamrec.schemas.serving import SearchSetting
+from beamrec.schemas.shop import CLASSICMODELS
+
+Make = Callable[..., ReleaseContents]
+HISTORY = event_schema(CLASSICMODELS).field("history").type
+
+
+def events(histories: list[list[str]], customers: list[int | None] | None = None) -> pa.RecordBatch:
+    entries = [[{"product": product, "in_cart": False} for product in history] for history in histories]
+    key = pa.array(customers or [None] * len(histories), pa.int64())
+    return pa.RecordBatch.from_arrays([key, pa.array(entries, HISTORY)], ["customerNumber", "history"])
+
+
+def with_vectors(release: str, histories: list[list[str]], vectors: list[Any], dim: int) -> pa.RecordBatch:
+    column = pa.array(vectors, pa.list_(pa.float32(), dim))
+    return (
+        events(histories).append_column("user_vector", column).replace_schema_metadata({RELEASE_ID: release})
+    )
+
+
+@pytest.fixture
+def release(store: ReleaseStore, make_release: Make) -> ReleaseContents:
+    """A loaded and active release."""
+    made = make_release()
+    store.load(made)
+    store.promote(made.manifest.id, "test")
+    return made
+
+
+def test_enrich_keeps_the_order_of_the_history_and_leaves_out_the_unknown(
+    store: ReleaseStore, release: ReleaseContents
+) -> None:
+    active = store.active()
+    assert active is not None
+    batch = events([["P3", "N", "P3"], [], ["gone"], ["N", "gone", "P1"]], [100, None, 999, 106])
+    found = enrich(batch, CLASSICMODELS, store, active)
+    assert found.column("known").to_pylist() == [True, False, False, True]
+    similar = found.column("similar").to_pylist()
+    assert [[entry["product"] for entry in row] for row in similar] == [["P3", "N"], [], [], ["N", "P1"]]
+    assert {len(entry["items"]) for row in similar for entry in row} == {20}
+    assert similar[0][1] == similar[3][0]
+    assert found.schema.metadata[RELEASE_ID].decode() == release.manifest.id
+
+
+def test_enrich_takes_an_empty_batch_and_slices(store: ReleaseStore, release: ReleaseContents) -> None:
+    active = store.active()
+    assert active is not None
+    batch = events([["P3"], ["N"], ["P1"]], [1, 100, 2])
+    found = enrich(batch.slice(1, 1), CLASSICMODELS, store, active)
+    assert [entry["product"] for entry in found.column("similar").to_pylist()[0]] == ["N"]
+    assert found.column("known").to_pylist() == [True]
+    assert enrich(batch.slice(0, 0), CLASSICMODELS, store, active).num_rows == 0
+
+
+@pytest.mark.parametrize("retrieval", ["exact", "index", "auto"])
+def test_search_items_by_product_and_by_index_have_one_contract(
+    database: str, release: ReleaseContents, retrieval: Any
+) -> None:
+    vectors = [release.user_vectors[0], None, release.user_vectors[1]]
+    batch = with_vectors(release.manifest.id, [["P1"], [], ["P2", "P3"]], vectors, 8)
+
+    def check(batches: list[pa.RecordBatch]) -> None:
+        ((first, popular, last),) = [batch.column("candidates").to_pylist() for batch in batches]
+        assert [entry["id"] for entry in popular] == list(release.popular[:5])
+        assert [entry["score"] for entry in popular] == [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
+        for row, user in ((first, 0), (last, 1)):
+            products = release.item_vectors.astype(np.float64) @ release.user_vectors[user]
+            best = np.argsort(-products)[:5]
+            assert [entry["id"] for entry in row] == [release.item_ids[i] for i in best]
+            np.testing.assert_allclose([entry["score"] for entry in row], products[best], rtol=1e-5)
+
+    with Pipeline() as pipeline:
+        found = pipeline | beam.Create([batch]) | SearchItems(database, 3, retrieval)
+        assert_that(found, check)
+
+
+def test_the_release_is_the_active_one_and_is_stamped(database: str, release: ReleaseContents) -> None:
+    def check(batches: list[pa.RecordBatch]) -> None:
+        (batch,) = batches
+        assert batch.schema.metadata[RELEASE_ID].decode() == release.manifest.id
+
+    with Pipeline() as pipeline:
+        found = pipeline | beam.Create([events([["N"]])]) | EnrichFromPgvector(database, CLASSICMODELS)
+        assert_that(found, check)
+
+
+def active_release(items: int, dim: int = 64, search: SearchSetting | None = None) -> ActiveRelease:
+    return ActiveRelease("r", "/r", "0", dim, "<->", True, items, search=search)
+
+
+def test_auto_multiplies_with_small_catalogues_unless_something_else_was_measured() -> None:
+    assert multiplies("auto", active_release(200_000))
+    assert not multiplies("auto", active_release(1_000_000))
+    assert not multiplies("auto", active_release(200_000, search=SearchSetting("hnsw")))
+    assert multiplies("auto", active_release(1_000_000, search=SearchSetting("exact")))
+    assert multiplies("exact", active_release(10**9))
+    assert not multiplies("index", active_release(1))
+
+
+def searcher(database: str, retrieval: Any) -> _SearchDoFn:
+    """A worker's search that remembers nothing of other tests."""
+    search = _SearchDoFn(database, 3, retrieval)
+    search._releases = _Releases(database)
+    return search
+
+
+def ids(search: _SearchDoFn, batch: pa.RecordBatch) -> list[list[str]]:
+    (found,) = search.process(batch)
+    return [[entry["id"] for entry in row] for row in found.column("candidates").to_pylist()]
+
+
+def test_the_catalogue_is_not_loaded_where_the_index_is_used(
+    database: str, store: ReleaseStore, release: ReleaseContents
+) -> None:
+    store.set_search(release.manifest.id, SearchSetting("hnsw", ef_search=40))
+    batch = with_vectors(release.manifest.id, [[], []], [release.user_vectors[0], None], 8)
+    by_index, by_product = searcher(database, "auto"), searcher(database, "exact")
+    assert ids(by_index, batch) == ids(by_product, batch)
+    assert (len(by_index._releases._catalogues), len(by_product._releases._catalogues)) == (0, 1)
+
+
+def add_item(database: str, release: str, item: str, vector: np.ndarray) -> None:
+    connection = connect(database)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO beamrec.item_embeddings (release, id, embedding) VALUES (%s, %s, %s)",
+            [release, item, str(vector.tolist())],
+        )
+        cursor.execute(
+            "UPDATE beamrec.releases SET items_version = items_version + 1 WHERE id = %s", [release]
+        )
+    connection.close()
+
+
+@pytest.mark.parametrize("retrieval", ["exact", "index"])
+def test_an_item_that_is_upserted_is_found_a_second_later(
+    database: str, release: ReleaseContents, retrieval: Any
+) -> None:
+    batch = with_vectors(release.manifest.id, [[]], [release.user_vectors[0]], 8)
+    search = searcher(database, retrieval)
+    before = ids(search, batch)[0]
+    add_item(database, release.manifest.id, "new", release.user_vectors[0])
+    time.sleep(1.05)  # a worker asks for the version of the items once a second
+    assert ids(search, batch)[0] == ["new", *before[:2]]
+
+
+def test_popular_items_are_asked_for_again_where_a_history_is_longer(
+    database: str, store: ReleaseStore, make_release: Make
+) -> None:
+    made = make_release("longer", items=400)
+    store.load(made)
+    search = searcher(database, "exact")
+    for viewed in (0, 300, 10, 500):
+        (found,) = ids(search, with_vectors("longer", [["P1"] * viewed], [None], 8))
+        assert found == list(made.popular[: 3 + viewed])
