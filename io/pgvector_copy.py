@@ -189,14 +189,14 @@ def _made_ahead(make: Callable[[], bytes]) -> Iterator[bytes]:
 
 def copy_neighbours(
     cursor: psycopg2.extensions.cursor,
-    table: str,
+    table: sql.Identifier,
     release: str,
     ids: Sequence[str],
     rows: Sequence[int] | np.ndarray,
     indices: np.ndarray,
     distances: np.ndarray,
 ) -> None:
-    """Copies (release, id, neighbour_ids, distances) of some rows of a catalogue into a table of `beamrec`.
+    """Copies (release, id, neighbour_ids, distances) of some rows of a catalogue into a table.
 
     Args:
       ids: ids of the whole catalogue.
@@ -204,9 +204,7 @@ def copy_neighbours(
       indices: [n, k] positions of their neighbours.
       distances: [n, k] ascending.
     """
-    copy = sql.SQL("COPY {} (release, id, neighbour_ids, distances) FROM STDIN").format(
-        sql.Identifier("beamrec", table)
-    )
+    copy = sql.SQL("COPY {} (release, id, neighbour_ids, distances) FROM STDIN").format(table)
     quoted = [_array_element(item) for item in ids]
     figures = distances.astype(np.float32)
 

@@ -228,7 +228,9 @@ def _load_neighbours(
         built = {"neighbours": index.kind, "neighbours_recall": round(recall, 4)}
     else:
         found = nearest_items(contents.item_vectors, manifest.distance, NEIGHBOURS)
-        copy_neighbours(cursor, table, manifest.id, ids, np.arange(len(ids)), *found)
+        copy_neighbours(
+            cursor, sql.Identifier("beamrec", table), manifest.id, ids, np.arange(len(ids)), *found
+        )
     _finish_table(cursor, table)
     cursor.execute(sql.SQL("SELECT count(*) FROM beamrec.{}").format(sql.Identifier(table)))
     if (count := cursor.fetchone()[0]) != len(ids):

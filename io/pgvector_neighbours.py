@@ -10,7 +10,15 @@ import numpy as np
 import psycopg2
 from psycopg2 import sql
 
-__all__ = ["EXACT_ITEMS", "NEIGHBOURS", "fill_by_index", "nearest_items", "nearest_of", "sampled_recall"]
+__all__ = [
+    "EXACT_ITEMS",
+    "NEIGHBOURS",
+    "fill_by_index",
+    "nearest_items",
+    "nearest_of",
+    "product_distances",
+    "sampled_recall",
+]
 
 NEIGHBOURS = 20
 
@@ -97,6 +105,17 @@ def _merge(best: np.ndarray, found: np.ndarray, tile: np.ndarray, start: int) ->
     firsts = np.searchsorted(rows[order], touched)
     kept = order[firsts[:, None] + np.arange(count)]
     best[touched], found[touched] = values[kept], places[kept]
+
+
+def product_distances(vectors: np.ndarray, queries: np.ndarray, operator: str) -> np.ndarray:
+    """Distances [items, queries] of all vectors to some, by a product in the precision that they have."""
+    if operator == "<=>":
+        return np.asarray(1 - _unit(vectors) @ _unit(queries).T)
+    products = vectors @ queries.T
+    if operator == "<#>":
+        return np.asarray(-products)
+    squares = (vectors * vectors).sum(1)[:, None] + (queries * queries).sum(1) - 2 * products
+    return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import psycopg2.extensions
 from beamrec.io.postgres import connect
 from beamrec.schemas.errors import UnavailableError
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "lock_key", "open_session"]
 
 _LOCK_POLL_SECONDS = 0.2
 _SAY_SECONDS = 5.0
@@ -58,7 +58,7 @@ class Session:
     def try_lock(self, release_id: str) -> bool:
         """Takes the lock of a release if nobody holds it; it is kept until `unlock`, or the end."""
         with self.cursor() as cursor:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", [_key(release_id)])
+            cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock_key(release_id)])
             return bool(cursor.fetchone()[0])
 
     def lock(self, release_id: str) -> None:
@@ -73,7 +73,7 @@ class Session:
     def unlock(self, release_id: str) -> None:
         """Lets go of the lock of a release."""
         with self.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [_key(release_id)])
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [lock_key(release_id)])
 
 
 @contextlib.contextmanager
@@ -121,5 +121,6 @@ def _explained(error: psycopg2.Error, what: str) -> Exception:
     return UnavailableError(f"{what}: PostgreSQL: {text}; {hint}, then run the command again: it goes on")
 
 
-def _key(release_id: str) -> int:
+def lock_key(release_id: str) -> int:
+    """The advisory lock of a release."""
     return int.from_bytes(hashlib.sha256(release_id.encode()).digest()[:8], "big", signed=True)

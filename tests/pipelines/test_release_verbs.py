@@ -47,7 +47,10 @@ def test_train_then_load_promote_and_roll_back(home: Path, trained: list[dict]) 
     assert release.run(["load", str(home / "releases" / second)], console)["release"] == second
     release.run(["load", second], console)  # once more changes nothing
     assert release.run(["promote", first], console)["release"] == first
-    release.run(["promote", second, "--reason", "smaller"], console)
+    with pytest.raises(UsageError, match="--allow-dimension-change"):
+        release.run(["promote", second, "--max-drop", "1"], console)
+    given = ["--reason", "smaller", "--allow-dimension-change", "--max-drop", "1"]
+    assert release.run(["promote", second, *given], console)["from"] == first
     assert release.run(["rollback"], console)["release"] == first
     listed = release.run(["list"], console)
     assert listed["release"] == first
