@@ -5,11 +5,12 @@ import html
 import unicodedata
 from collections.abc import Callable, Sequence
 
-__all__ = ["Bar", "columns", "curves", "escape", "number", "percent", "rows"]
+__all__ = ["Bar", "Range", "columns", "curves", "escape", "number", "percent", "ranges", "rows"]
 
 _WIDTH = 640
 _LABEL_WIDTH = 170
 _VALUE_WIDTH = 70
+_RANGE_WIDTH = 150
 _ROW_HEIGHT = 24
 _PLOT_HEIGHT = 180
 _AXIS_HEIGHT = 26
@@ -55,6 +56,18 @@ class Bar:
     style: str = "one"
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A figure with the interval around it, and how both read; none of the three is negative."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    shown: str
+    style: str = "one"
+
+
 def rows(title: str, description: str, bars: Sequence[Bar], marks: Sequence[tuple[str, float]] = ()) -> str:
     """Horizontal bars.
 
@@ -74,6 +87,19 @@ def rows(title: str, description: str, bars: Sequence[Bar], marks: Sequence[tupl
             f'<text class="axis" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{escape(label)}</text>'
         )
     return _svg(title, description, height, parts)
+
+
+def ranges(title: str, description: str, lines: Sequence[Range]) -> str:
+    """Horizontal bars from 0 with a whisker from the low to the high end of each interval.
+
+    Args:
+      title, description: read out in place of the picture.
+      lines: from top to bottom.
+    """
+    room = _WIDTH - _LABEL_WIDTH - _RANGE_WIDTH
+    scale = room / (max((line.high for line in lines), default=0) or 1)
+    parts = [_range(line, place * _ROW_HEIGHT, scale) for place, line in enumerate(lines)]
+    return _svg(title, description, len(lines) * _ROW_HEIGHT + 4, parts)
 
 
 def columns(title: str, description: str, bars: Sequence[Bar], ticks: Sequence[tuple[float, str]]) -> str:
@@ -150,6 +176,19 @@ def _row(bar: Bar, y: float, scale: float) -> str:
         f'<rect class="{bar.style}" x="{_LABEL_WIDTH}" y="{y + 4}" width="{max(length, 0.5):.1f}" '
         f'height="14" rx="2">{_hint(bar)}</rect>{before}'
         f'<text class="axis" x="{_WIDTH - 2}" y="{y + 16}" text-anchor="end">{escape(bar.shown)}</text>'
+    )
+
+
+def _range(line: Range, y: float, scale: float) -> str:
+    low, high = (_LABEL_WIDTH + end * scale for end in (line.low, line.high))
+    label, shown, length = escape(line.label), escape(line.shown), max(line.value * scale, 0.5)
+    ends = "".join(f"M{x:.1f} {y + 7}v8" for x in (low, high))
+    return (
+        f'<text class="label" x="{_LABEL_WIDTH - 8}" y="{y + 16}" text-anchor="end">{label}</text>'
+        f'<rect class="{line.style}" x="{_LABEL_WIDTH}" y="{y + 4}" width="{length:.1f}" '
+        f'height="14" rx="2"><title>{label}: {shown}</title></rect>'
+        f'<path class="whisker" d="M{low:.1f} {y + 11}H{high:.1f}{ends}"/>'
+        f'<text class="axis" x="{_WIDTH - 2}" y="{y + 16}" text-anchor="end">{shown}</text>'
     )
 
 

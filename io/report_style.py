@@ -1,4 +1,4 @@
-"""The data report's style sheet: light and dark by the reader's own setting."""
+"""The reports' style sheet: light and dark by the reader's own setting."""
 
 __all__ = ["STYLE"]
 
@@ -41,6 +41,7 @@ svg text { fill: var(--text); font: 12.5px system-ui, sans-serif; } svg text.axi
 svg rect.one { fill: var(--one); } svg rect.some { fill: var(--some); } svg rect.bad { fill: var(--bad); }
 svg .grid { stroke: var(--grid); stroke-width: 1; }
 svg .mark { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 4 4; fill: none; }
+svg .whisker { stroke: var(--text); stroke-width: 1.5; fill: none; } svg rect.muted { fill: var(--muted); }
 svg .before { stroke: var(--before); stroke-width: 2.5; }
 svg .line { fill: none; stroke-width: 2.5; } svg .line.one { stroke: var(--one); }
 svg .line.two { stroke: var(--two); }

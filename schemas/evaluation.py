@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["MODEL", "Counts", "Estimate", "Evaluation", "EvaluationOptions", "SplitOptions"]
+__all__ = ["MODEL", "SYSTEM_NAMES", "Counts", "Estimate", "Evaluation", "EvaluationOptions", "SplitOptions"]
 
 MODEL = "model"
 SYSTEM_NAMES = {

@@ -1,0 +1,80 @@
+"""The evaluation's page: well-formed, on its own, the verdict first, every figure with its interval."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from beamrec.io.evaluation_page import render_evaluation
+from beamrec.schemas.evaluation import Counts, Estimate, Evaluation, EvaluationOptions, SplitOptions
+
+NONE = Estimate(0.0, 0.0, 0.0)
+
+
+def _metrics(value: float) -> dict[str, Estimate]:
+    names = [f"{m}@{k}" for m in ("recall", "ndcg", "map", "coverage") for k in (5, 10)]
+    return {
+        name: Estimate(value + place / 100, value - 0.01, value + 0.2) for place, name in enumerate(names)
+    }
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    systems = {
+        "model": _metrics(0.3) | {"rmse": Estimate(1.2, 1.1, 1.3)},
+        "popularity": _metrics(0.2),
+        "mean": {"rmse": Estimate(1.25, 1.2, 1.3)},
+    }
+    differences = {
+        "popularity": {"recall@10": Estimate(0.1, 0.05, 0.15)},
+        "mean": {"rmse": Estimate(-0.05, -0.1, 0.01)},
+    }
+    counts, options = Counts(1_000, 200, 9_000, 1_234, 700, 650), EvaluationOptions(ks=(5, 10))
+    return Evaluation(systems, differences, counts, options, SplitOptions(0.12, seed=7))
+
+
+def _page(evaluation: Evaluation, **options: str) -> ET.Element:
+    html = render_evaluation(evaluation, **options)
+    assert not re.search(r"https?://|<script|<link|<img|url\(|@import", html)
+    return ET.fromstring(html.removeprefix("<!DOCTYPE html>\n"))  # noqa: S314
+
+
+def _text(element: ET.Element) -> str:
+    return " ".join(" ".join(element.itertext()).split())
+
+
+def test_the_verdict_comes_first(evaluation: Evaluation) -> None:
+    header = _page(evaluation, title="Release <1>").find(".//header")
+    assert header is not None
+    assert _text(header).startswith("Release <1> The model beats popularity: recall@10 0.310 [0.290, 0.500]")
+
+
+def test_every_figure_is_there_with_its_interval(evaluation: Evaluation) -> None:
+    text = _text(_page(evaluation))
+    for metrics in (*evaluation.systems.values(), *evaluation.differences.values()):
+        for estimate in metrics.values():
+            assert str(estimate) in text
+    for count in ("1,234", "9,000", "650", "12.0 %", "seed 7"):
+        assert count in text
+
+
+def test_bars_and_whiskers_are_to_scale(evaluation: Evaluation) -> None:
+    picture = _page(evaluation).findall(".//svg")[0]
+    model, popularity = (float(bar.get("width", "")) for bar in picture.findall("rect"))
+    assert model / popularity == pytest.approx(0.31 / 0.21, rel=0.01)
+    whisker = [float(x) for x in re.findall(r"[MH]([\d.]+)", picture.findall("path")[0].get("d", ""))[:2]]
+    left = float(picture.findall("rect")[0].get("x", ""))
+    assert (whisker[1] - left) / model == pytest.approx(0.5 / 0.31, rel=0.01)
+    assert (whisker[0] - left) / model == pytest.approx(0.29 / 0.31, rel=0.01)
+    assert whisker[1] < 640
+
+
+def test_an_evaluation_of_nothing_renders(evaluation: Evaluation) -> None:
+    empty = Evaluation(
+        {"model": {"coverage@10": NONE}},
+        {},
+        Counts(2, 3, 4, 0, 0, 0),
+        EvaluationOptions(ks=(10,)),
+        SplitOptions(),
+    )
+    assert "Nothing can be said of the model" in _text(_page(empty))
