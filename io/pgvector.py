@@ -199,10 +199,16 @@ class ReleaseStore:
         """
         return self._database.transaction(lambda cursor: pgvector_releases.release(cursor, release_id))
 
-    def lookup(self, release_id: str, product_ids: pa.StringArray, customer_ids: pa.StringArray) -> Lookup:
+    def lookup(
+        self,
+        release_id: str,
+        product_ids: pa.StringArray,
+        customer_ids: pa.StringArray,
+        with_vectors: bool = False,
+    ) -> Lookup:
         """Item neighbours and known customers of a whole batch, in one statement by primary key."""
         return self._database.transaction(
-            lambda cursor: pgvector_search.lookup(cursor, release_id, product_ids, customer_ids)
+            lambda cursor: pgvector_search.lookup(cursor, release_id, product_ids, customer_ids, with_vectors)
         )
 
     def catalogue(self, release_id: str) -> Catalogue:

@@ -33,11 +33,13 @@ class Lookup:
       products: string [n], the ids that the release knows, in no order.
       neighbours: NEIGHBOURS [n], of each of them, by ascending distance.
       customers: string [m], those that the release knows.
+      vectors: list<float64> [m], the stored vector of each of them; None if they were not asked for.
     """
 
     products: pa.StringArray
     neighbours: pa.ListArray
     customers: pa.StringArray
+    vectors: pa.ListArray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +55,16 @@ def lookup(
     release_id: str,
     product_ids: pa.StringArray,
     customer_ids: pa.StringArray,
+    with_vectors: bool = False,
 ) -> Lookup:
     """Item neighbours and known customers of a whole batch, in one statement by primary key."""
     statement = sql.SQL(
         "SELECT id, neighbour_ids, distances FROM beamrec.item_neighbours "
         "WHERE release = {release} AND id = ANY({products}::text[]) UNION ALL "
-        "SELECT id, NULL, NULL FROM beamrec.user_embeddings "
+        "SELECT id, NULL, {vector} FROM beamrec.user_embeddings "
         "WHERE release = {release} AND id = ANY({customers}::text[])"
     ).format(
+        vector=sql.SQL("embedding::real[]" if with_vectors else "NULL"),
         release=sql.Literal(release_id),
         products=sql.Literal(_text_array(product_ids)),
         customers=sql.Literal(_text_array(customer_ids)),
@@ -73,6 +77,7 @@ def lookup(
         rows.texts(0, ~customers),
         pa.ListArray.from_arrays(ids.offsets, entries, type=NEIGHBOURS),
         rows.texts(0, customers),
+        rows.float_lists(2, customers) if with_vectors else None,
     )
 
 

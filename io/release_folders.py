@@ -23,7 +23,7 @@ from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.paths import local_path
 from beamrec.schemas.releases import ReleaseFile, ReleaseManifest
 
-__all__ = ["FetchRelease", "is_remote", "local_copy", "publish", "release_ids", "release_uri"]
+__all__ = ["FetchRelease", "download", "is_remote", "local_copy", "publish", "release_ids", "release_uri"]
 
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 * 2**20
@@ -86,6 +86,26 @@ def publish(folder: Path, releases: str) -> str:
     return release_uri(releases, manifest.id)
 
 
+def download(uri: str, folder: Path, wanted: Callable[[str], bool]) -> tuple[str, ...]:
+    """Copies those objects below a URI that are wanted, by their paths; the others are not read.
+
+    Returns:
+      The paths of the others, sorted.
+
+    Raises:
+      UnavailableError: the store is away.
+    """
+    store = open_store(uri, "SOURCE")
+    if not isinstance(store, ObjectStore):
+        raise UsageError(f"{uri}: expected the URI of an object store")
+    paths = [path for path in store.sizes("") if not path.endswith("/")]
+    chosen = [path for path in paths if wanted(path)]
+    for path in chosen:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    each(lambda path: store.get_file(path, folder / path), chosen)
+    return tuple(sorted(set(paths) - set(chosen)))
+
+
 def local_copy(uri: str, cache: Path, checksum: str | None = None) -> Path:
     """A release's folder on this machine: itself if it is local, else a copy that is what its manifest says.
 
@@ -120,20 +140,22 @@ class FetchRelease:
     """`local_copy` as a worker calls it: picklable, and in a cache that can be written there.
 
     Attributes:
-      cache: folder of copies; where it cannot be made, such as on another machine, one of the system's
-        temporary folder is used.
+      cache: folder of copies; where it is empty or cannot be made, such as on another machine, one below the
+        system's folder of temporary files is used.
     """
 
-    cache: str
+    cache: str = ""
 
     def __call__(self, uri: str, checksum: str) -> Path:
         """The folder of the release that a batch is stamped with; raises as `local_copy` does."""
-        folder = Path(self.cache)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            folder = Path(tempfile.gettempdir(), "beamrec-releases")
-        return local_copy(uri, folder, checksum)
+        return local_copy(uri, self._folder() if is_remote(uri) else Path(), checksum)
+
+    def _folder(self) -> Path:
+        if self.cache:
+            with contextlib.suppress(OSError):
+                Path(self.cache).mkdir(parents=True, exist_ok=True)
+                return Path(self.cache)
+        return Path(tempfile.gettempdir(), "beamrec-releases")
 
 
 def _read_manifest(store: ObjectStore, checksum: str | None) -> tuple[ReleaseManifest, bytes]:

@@ -22,7 +22,14 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.exact_product import best_items
 from beamrec.io.pgvector import Catalogue, ReleaseStore
 from beamrec.schemas.errors import UsageError
-from beamrec.schemas.events import CANDIDATES, RELEASE_CHECKSUM, RELEASE_ID, RELEASE_URI, SIMILAR
+from beamrec.schemas.events import (
+    CANDIDATES,
+    RELEASE_CHECKSUM,
+    RELEASE_ID,
+    RELEASE_URI,
+    SIMILAR,
+    STORED_VECTOR,
+)
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.serving import SearchSetting
 from beamrec.schemas.shop import Shop
@@ -42,11 +49,14 @@ _LEAST_POPULAR = 256
 def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: ActiveRelease) -> pa.RecordBatch:
     """Stamps a batch with a release and adds `known` and `similar` (SIMILAR), by one look-up.
 
-    Products that the release does not know have no entry in `similar`.
+    Products that the release does not know have no entry in `similar`. For a release without a user tower
+    the column STORED_VECTOR is added, with the vectors that the release holds of its customers.
     """
     rows, products = _distinct_products(batch.column("history"))
     customers = batch.column(shop.customers.key).cast(pa.string())
-    found = store.lookup(release.id, products.unique(), customers.drop_null().unique())
+    found = store.lookup(
+        release.id, products.unique(), customers.drop_null().unique(), not release.has_user_tower
+    )
     places = pc.index_in(products, value_set=found.products)
     there = places.is_valid().to_numpy(zero_copy_only=False)
     Metrics.counter("enrich", "unknown_products").inc(int(len(there) - there.sum()))
@@ -56,7 +66,7 @@ def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: Acti
     )
     offsets = np.searchsorted(rows[there], np.arange(batch.num_rows + 1)).astype(np.int32)
     stamp = {RELEASE_ID: release.id, RELEASE_URI: release.uri, RELEASE_CHECKSUM: release.checksum}
-    return pa.RecordBatch.from_arrays(
+    enriched = pa.RecordBatch.from_arrays(
         [
             *batch.columns,
             pc.is_in(customers, value_set=found.customers),
@@ -66,6 +76,10 @@ def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: Acti
         .append(pa.field("similar", SIMILAR))
         .with_metadata(stamp),
     )
+    if found.vectors is None:
+        return enriched
+    vectors = found.vectors.take(pc.index_in(customers, value_set=found.customers))
+    return enriched.append_column(STORED_VECTOR, vectors.cast(pa.list_(pa.float32(), release.dim)))
 
 
 def _distinct_products(history: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa.StringArray]:

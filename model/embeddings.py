@@ -31,6 +31,7 @@ __all__ = [
     "vector_lengths",
     "write_embeddings",
     "write_popularity",
+    "wrong_id",
 ]
 
 KeyType = Literal["int", "string"]
@@ -218,7 +219,7 @@ def _parse_plain(data: bytes, dim: int, key_type: KeyType) -> tuple[list[str], n
     keys, cells = (column.combine_chunks() for column in table.columns)
     vectors = _plain_vectors(cells, dim)
     ids: list[str] = keys.to_pylist()
-    if vectors is None or any(_wrong_id(key, key_type) for key in ids):
+    if vectors is None or any(wrong_id(key, key_type) for key in ids):
         return None
     return ids, vectors
 
@@ -231,10 +232,10 @@ def _plain_vectors(cells: pa.StringArray, dim: int) -> np.ndarray | None:
         return None
     bounds = np.frombuffer(ends, np.int32)[cells.offset : cells.offset + rows + 1]
     text = data.to_pybytes()[bounds[0] : bounds[-1]]
-    commas = pc.count_substring(cells, ",").to_numpy()
     brackets = text.count(b"["), text.count(b"]"), text.count(b"][")
-    framed = bool(pc.all(pc.and_(pc.starts_with(cells, "["), pc.ends_with(cells, "]"))).as_py())
-    if brackets != (rows, rows, rows - 1) or not framed or (commas != dim - 1).any():
+    framed = pc.and_(pc.starts_with(cells, "["), pc.ends_with(cells, "]"))
+    whole = pc.and_(framed, pc.equal(pc.count_substring(cells, ","), dim - 1))
+    if brackets != (rows, rows, rows - 1) or not pc.all(whole).as_py():
         return None
     flat = text.replace(b"][", b",")
     if flat[1:-1].translate(None, _NUMBERS):
@@ -253,7 +254,7 @@ def _parse_rows(block: _Block, path: Path, dim: int, key_type: KeyType) -> tuple
     ids: list[str] = []
     vectors: list[np.ndarray] = []
     for line, key, cell in _rows(block, path):
-        wrong = _wrong_id(key, key_type)
+        wrong = wrong_id(key, key_type)
         if wrong:
             raise BadDataError(f"{path}:{line}: expected {wrong}, got {key[:80]!r}")
         ids.append(key)
@@ -261,8 +262,8 @@ def _parse_rows(block: _Block, path: Path, dim: int, key_type: KeyType) -> tuple
     return ids, np.array(vectors, np.float32).reshape(len(ids), dim)
 
 
-def _wrong_id(key: str, key_type: KeyType) -> str | None:
-    """What was expected of an id that is not usable."""
+def wrong_id(key: str, key_type: KeyType) -> str | None:
+    """What was expected of an id that is not usable; None if it is."""
     if not key:
         return "a new id"
     if key_type == "int":

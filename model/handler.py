@@ -12,15 +12,18 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
+from beamrec.model.embeddings import read_embeddings
 from beamrec.model.preprocessing import FeatureSpec, raw_arrays, read_vocabulary
-from beamrec.model.release import SCALERS, USER_TOWER, local_folder, verify_release
+from beamrec.model.release import SCALERS, USER_EMBEDDINGS, USER_TOWER, local_folder, verify_release
 from beamrec.schemas.errors import BadDataError, UsageError
-from beamrec.schemas.events import RELEASE_CHECKSUM, RELEASE_URI
+from beamrec.schemas.events import RELEASE_CHECKSUM, RELEASE_URI, STORED_VECTOR
+from beamrec.schemas.releases import ReleaseManifest
 from beamrec.schemas.shop import Feature, Shop
 
 __all__ = [
     "USER_VECTOR",
     "BuildFeatures",
+    "FetchRelease",
     "ReleaseCache",
     "ServedRelease",
     "TwoTowerHandler",
@@ -29,6 +32,7 @@ __all__ = [
 
 USER_VECTOR = "user_vector"
 BuildFeatures = Callable[[pa.RecordBatch, str, Sequence[Feature]], pa.RecordBatch]
+FetchRelease = Callable[[str, str], Path]
 
 _KEPT_RELEASES = 3
 
@@ -69,8 +73,7 @@ class ServedRelease:
                 f"{[i.column for i in self.manifest.user_inputs]}; this shop's are "
                 f"{[i.column for i in spec.user]}: give the same --shop, or train a release for this one"
             )
-        identity = self.manifest.user_inputs[0].name
-        self._known = {value.encode() for value in read_vocabulary(folder / SCALERS, identity)}
+        self._known = {value.encode() for value in _known_customers(folder, self.manifest)}
         # The loaded object must live as long as its signature: it owns the tables and weights.
         self._model = quiet_tensorflow().saved_model.load(str(folder / USER_TOWER))
         self._tower = self._model.signatures["serving_default"]
@@ -107,14 +110,28 @@ class ServedRelease:
         return usable
 
 
+def _known_customers(folder: Path, manifest: ReleaseManifest) -> Sequence[str]:
+    """Those that the tower has an identity for: of an imported one only its embeddings tell."""
+    if manifest.origin == "import":
+        return read_embeddings(folder / USER_EMBEDDINGS, manifest.dim)[0]
+    return read_vocabulary(folder / SCALERS, manifest.user_inputs[0].name)
+
+
+def local_release(uri: str, checksum: str) -> Path:
+    """The folder of a release on this machine; ServedRelease checks it against the checksum."""
+    return local_folder(uri, "release")
+
+
 class ReleaseCache:
     """Up to three loaded releases, the least recently used one goes; safe for threads.
 
     A stream sees two at a promote, and the third is the one that a rollback goes back to.
     """
 
-    def __init__(self, spec: FeatureSpec, size: int = _KEPT_RELEASES) -> None:
-        self._spec, self._size = spec, size
+    def __init__(
+        self, spec: FeatureSpec, fetch: FetchRelease = local_release, size: int = _KEPT_RELEASES
+    ) -> None:
+        self._spec, self._fetch, self._size = spec, fetch, size
         self._releases: OrderedDict[tuple[str, str], ServedRelease] = OrderedDict()
         self._lock, self._loading = threading.Lock(), threading.Lock()
 
@@ -131,7 +148,7 @@ class ReleaseCache:
             with self._loading:
                 found = self._cached(key)
                 if found is None:
-                    found = ServedRelease(local_folder(uri, "release"), checksum, self._spec)
+                    found = ServedRelease(self._fetch(uri, checksum), checksum, self._spec)
                     with self._lock:
                         self._releases[key] = found
                         while len(self._releases) > self._size:
@@ -152,22 +169,27 @@ class TwoTowerHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ReleaseCache]
     """Adds the user tower's vectors to a batch, by the release that the batch is stamped with.
 
     An element is a batch already, so that RunInference does not batch again. The stamp is the schema
-    metadata `release_uri` and `release_checksum` (SHA-256 of the release's manifest); it is kept.
+    metadata `release_uri` and `release_checksum` (SHA-256 of the release's manifest); it is kept. A batch
+    that brings stored vectors is of a release without a user tower, whose folder is not needed then.
 
     Args:
       shop: says which columns of the batch are the customer and the user tower's features.
       build_features: the function that makes features on the batch side too.
+      fetch: (URI, checksum) → the release's folder on this machine; picklable.
     """
 
-    def __init__(self, shop: Shop, build_features: BuildFeatures) -> None:
+    def __init__(
+        self, shop: Shop, build_features: BuildFeatures, fetch: FetchRelease = local_release
+    ) -> None:
         super().__init__()
         self._shop = shop
         self._build_features = build_features
+        self._fetch = fetch
 
     def load_model(self) -> ReleaseCache:
         """An empty cache; TensorFlow is imported now, on the worker, and not at the first batch."""
         quiet_tensorflow(threads=1)
-        return ReleaseCache(FeatureSpec.from_shop(self._shop))
+        return ReleaseCache(FeatureSpec.from_shop(self._shop), self._fetch)
 
     def run_inference(
         self, batch: pa.RecordBatch, model: ReleaseCache, inference_args: dict[str, Any] | None = None
@@ -177,6 +199,10 @@ class TwoTowerHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ReleaseCache]
         Raises:
           BadDataError: the batch has no stamp, or the release is not what the stamp says.
         """
+        if STORED_VECTOR in batch.schema.names:
+            renamed = batch.rename_columns({STORED_VECTOR: USER_VECTOR})
+            yield renamed.replace_schema_metadata(batch.schema.metadata)
+            return
         stamp = batch.schema.metadata or {}
         if RELEASE_URI not in stamp or RELEASE_CHECKSUM not in stamp:
             raise BadDataError(

@@ -267,8 +267,12 @@ def _describe(path: Path, name: str) -> tuple[str, int, str]:
     return name, size, digest.hexdigest()
 
 
-def read_release(folder: Path) -> ReleaseContents:
+def read_release(folder: Path, uri: str = "") -> ReleaseContents:
     """Verifies a release and reads what the vector store needs of it.
+
+    Args:
+      folder: of one release.
+      uri: where workers find it, if `folder` is a copy.
 
     Raises:
       UsageError: there is no such release.
@@ -293,7 +297,7 @@ def read_release(folder: Path) -> ReleaseContents:
     try:
         return ReleaseContents(
             manifest,
-            str(folder),
+            uri or str(folder),
             hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
             tuple(items),
             item_vectors,

@@ -15,13 +15,14 @@ from beamrec.model.saved_model_proto import parse_keras_metadata, parse_saved_mo
 from beamrec.schemas.errors import BadDataError
 from beamrec.schemas.releases import TowerInput
 
-__all__ = ["SAVED_MODEL", "check_saved_model", "check_tower"]
+__all__ = ["SAVED_MODEL", "check_saved_model", "check_tower", "is_saved_model_file"]
 
 SAVED_MODEL = "saved_model.pb"
 
 _MAX_BYTES = 512 * 2**20
 _FILES = re.compile(
-    r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb|assets/[^/]+"
+    r"saved_model\.pb|fingerprint\.pb|keras_metadata\.pb"
+    r"|assets/[0-9A-Za-z_](?:[0-9A-Za-z._+=-]*[0-9A-Za-z_+=-])?"
     r"|variables/variables\.(index|data-\d{5}-of-\d{5})"
 )
 # Classes that TensorFlow itself makes; a Keras object's own class is in keras_metadata.pb.
@@ -44,6 +45,11 @@ _KERAS_CLASSES = frozenset(_KERAS.split())
 _DTYPES = {"float32": 1, "string": 7}
 
 
+def is_saved_model_file(path: str) -> bool:
+    """Whether a path inside a SavedModel's folder is of its format."""
+    return _FILES.fullmatch(path) is not None
+
+
 def check_saved_model(folder: Path) -> Any:
     """Refuses a SavedModel that may do more than compute.
 
@@ -58,7 +64,7 @@ def check_saved_model(folder: Path) -> Any:
     """
     path = folder / SAVED_MODEL
     for file in sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()):
-        if not _FILES.fullmatch(file):
+        if not is_saved_model_file(file):
             raise BadDataError(f"{folder / file}: not a file of a SavedModel; leave it out")
     model = _parse(path, parse_saved_model)
     if not model.meta_graphs:

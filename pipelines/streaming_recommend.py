@@ -17,6 +17,7 @@ from beamrec.io.lease import Lease
 from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import resolve_uri
+from beamrec.io.release_folders import FetchRelease
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
 from beamrec.io.segments import WriteSegments
 from beamrec.io.shard_log import finish_publications
@@ -111,6 +112,7 @@ class StreamConfig:
     partition_style: PartitionStyle = "hive"
     retrieval: Retrieval = "auto"
     stop_when_idle: float | None = None
+    cache: str = ""
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -175,7 +177,8 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
         windows.events
         | "WindowEvents" >> WindowBatches(config.window_seconds)
         | "EnrichFromPgvector" >> EnrichFromPgvector(config.vector_db, config.shop)
-        | "UserTower" >> RunInference(TwoTowerHandler(config.shop, build_features))
+        | "UserTower"
+        >> RunInference(TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache)))
         | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
         | "Recommend" >> Recommend(config.items)
     )
@@ -263,6 +266,7 @@ def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, lis
     values, beam_args = parse_pipeline("stream", StreamOptions, argv)
     fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner")}
     fields["vector_db"] = resolve_uri(fields["vector_db"], console.home)
+    fields["cache"] = str(console.home / "cache" / "releases")
     return (
         StreamConfig(shop=load_shop(values.shop), run=console.run_id("stream"), **fields),
         values.runner,

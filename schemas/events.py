@@ -25,6 +25,7 @@ __all__ = [
     "RESERVED_FIELDS",
     "SERVING",
     "SIMILAR",
+    "STORED_VECTOR",
     "TIMESTAMP",
     "Fate",
     "event_schema",
@@ -105,6 +106,10 @@ SIMILAR = pa.list_(pa.struct([("product", pa.string()), ("items", NEIGHBOURS)]))
 """Neighbours by ascending distance of each distinct product of the history that the release knows."""
 
 
+STORED_VECTOR = "stored_vector"
+"""Column fixed_size_list<float32>[dim] of a batch whose release has no user tower: the vector that the
+release holds of the customer, null for a customer that it does not know."""
+
 _OUR_COLUMNS = {
     *RAW_EVENTS.names,
     *OUTCOMES.names,
@@ -114,6 +119,7 @@ _OUR_COLUMNS = {
     "known",
     "similar",
     "user_vector",
+    STORED_VECTOR,
     "candidates",
 }
 

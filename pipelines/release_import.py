@@ -1,0 +1,128 @@
+"""`beamrec release import`: embeddings from elsewhere, a folder or two tables, to a release."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from beamrec.pipelines.console import Console
+from beamrec.pipelines.environment import default
+from beamrec.schemas.errors import BadDataError
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "makes a release of embeddings from elsewhere: a folder, or tables item_emb and user_emb"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the action."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="folder with embeddings/*.csv, or postgresql://user@host/db [URI]")
+    add("--releases", default=default("releases"), help="folder of releases; HOME/releases [URI]")
+    add(
+        "--ratings",
+        default=None,
+        help="what popularity is counted from: training files, CSV or Parquet, the shop's database [URI]",
+    )
+    add("--source-secret", help="where the password of a database in --ratings is [URI]")
+    add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
+    add("--distance", choices=("<->", "<=>", "<#>"), default="<->", help="orders an item's neighbours")
+    add(
+        "--towers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take SavedModels in model/ along",
+    )
+
+
+def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[str, Any]:
+    """Imports; returns the release, what was skipped, and what to know of it.
+
+    Args:
+      values: what `add_arguments` parsed.
+      store_uri: not used: an import writes a folder, and `release load` loads it.
+      console: says what goes on.
+    """
+    from beamrec.io.postgres import resolve_uri
+    from beamrec.io.rating_counts import count_ratings
+    from beamrec.io.release_folders import is_remote, publish
+    from beamrec.model.release import local_folder
+    from beamrec.model.release_import import ImportOptions, import_release
+    from beamrec.schemas.shop import load_shop
+
+    shop = load_shop(values.shop)
+    releases = values.releases or str(console.home / "releases")
+    staging = console.home / "cache" / "made" if is_remote(releases) else local_folder(releases)
+    counts = None
+    if values.ratings:
+        console.status(f"counting the ratings of {values.ratings.partition('?')[0]}")
+        counts = count_ratings(values.ratings, shop, values.source_secret)
+    console.status(f"importing {values.source.partition('?')[0]}")
+    with _local_source(resolve_uri(values.source, console.home), values.towers) as (folder, skipped):
+        options = ImportOptions(values.distance, values.towers)
+        made = import_release(folder, staging, shop, counts, options, skipped)
+    uri = publish(made.folder, releases) if is_remote(releases) else str(made.folder)
+    for warning in made.warnings:
+        console.print(f"note: {warning}")
+    manifest = made.manifest
+    console.print(
+        f"release {manifest.id}: {manifest.items:,} items and {manifest.users:,} customers of dim "
+        f"{manifest.dim}{_skipped(manifest.skipped)}: {uri.partition('?')[0]}"
+    )
+    return {
+        "release": manifest.id,
+        "metrics": dict(manifest.metrics),
+        "in": manifest.items + manifest.users,
+        "out": manifest.items + manifest.users,
+        "skipped": list(manifest.skipped),
+        "warnings": list(made.warnings),
+        "paths": {"release": uri},
+    }
+
+
+def _skipped(paths: tuple[str, ...]) -> str:
+    if not paths:
+        return ""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"; never opened and left out: {', '.join(paths[:3])}{more}"
+
+
+@contextmanager
+def _local_source(source: str, towers: bool) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The foreign folder on this machine, and what was left where it is."""
+    from beamrec.io.registry import scheme_of
+    from beamrec.model.release import local_folder
+
+    scheme = scheme_of(source)
+    if scheme in ("", "file") and not source.startswith("embedded:"):
+        yield local_folder(source, "SOURCE"), ()
+        return
+    with tempfile.TemporaryDirectory(prefix="beamrec-import-") as temporary:
+        folder = Path(temporary)
+        try:
+            if scheme in ("s3", "gs"):
+                yield folder, _download(source, folder, towers)
+            else:
+                yield folder, _export(source, folder)
+        except BadDataError as error:
+            # The user knows the source, not our copy of it.
+            raise BadDataError(str(error).replace(temporary, source.partition("?")[0])) from None
+
+
+def _export(source: str, folder: Path) -> tuple[str, ...]:
+    from beamrec.io.embedding_tables import export_embedding_tables
+    from beamrec.io.registry import reject_password
+
+    reject_password(source, "SOURCE", "BEAMREC_VECTOR_DB_PASSWORD")
+    (folder / "embeddings").mkdir()
+    export_embedding_tables(source, folder / "embeddings")
+    return ()
+
+
+def _download(source: str, folder: Path, towers: bool) -> tuple[str, ...]:
+    from beamrec.io.release_folders import download
+    from beamrec.model.release_import import is_imported
+
+    return download(source, folder, lambda path: is_imported(path, towers))
