@@ -18,9 +18,17 @@ from beamrec.model.baselines import (
 )
 from beamrec.model.intervals import Ratio, Resampled, resample
 from beamrec.model.ranking import NO_ITEM, Ranked, coverage, ranking_metrics, top_items
-from beamrec.schemas.evaluation import MODEL, Counts, Estimate, Evaluation, EvaluationOptions, SplitOptions
+from beamrec.schemas.evaluation import (
+    MODEL,
+    ORACLE,
+    Counts,
+    Estimate,
+    Evaluation,
+    EvaluationOptions,
+    SplitOptions,
+)
 
-__all__ = ["EvaluationOptions", "ModelVectors", "SplitOptions", "evaluate", "popularity_order"]
+__all__ = ["EvaluationOptions", "ModelVectors", "Scorer", "SplitOptions", "evaluate", "popularity_order"]
 
 _LIKED = 0.5
 """Held-out ratings above the middle of the scale are what a recommender should find."""
@@ -53,6 +61,7 @@ def evaluate(
     model: ModelVectors,
     split: SplitOptions,
     options: EvaluationOptions,
+    oracle: Scorer | None = None,
 ) -> Evaluation:
     """Measures the model beside popularity, random, item-kNN and ALS.
 
@@ -63,6 +72,7 @@ def evaluate(
     Args:
       training, held: ratings 0…1 on either side of the split, [users, items]; a stored 0 is a rating.
       split: what divided them, for the record.
+      oracle: scores by who knows how made-up data was made, on the same customers.
 
     Raises:
       ValueError: shapes disagree, a pair is on both sides, or a vector is not finite.
@@ -72,7 +82,10 @@ def evaluate(
     training, held = _with_columns(training, order), _with_columns(held, order)
     model = dataclasses.replace(model, items=model.items[order])
     users = _sample(held, options)
-    ranked = _rank_all(_scorers(training, model, options.seed), training, held, users, max(options.ks))
+    scorers = _scorers(training, model, options.seed)
+    if oracle is not None:
+        scorers[ORACLE] = lambda rows: oracle(rows)[:, order]
+    ranked = _rank_all(scorers, training, held, users, max(options.ks))
     figures = _ratios(ranked, options.ks) | _errors(training, held, model, users, options)
     resampled = resample(figures, options.resamples, options.seed) if len(users) else {}
     systems = {

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from beamrec.io.evaluation_page import render_evaluation
 from beamrec.model import release as folders
 from beamrec.model.handler import quiet_tensorflow
 from beamrec.model.options import TrainingOptions
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainConfig", "TrainedRelease", "train_release"]
 
-EVALUATION = "evaluation.json"
+EVALUATION, EVALUATION_PAGE = "evaluation.json", "evaluation.html"
 
 _FORMAT = 1  # of the work folder
 _ROWS_A_BATCH = 65_536
@@ -156,6 +157,7 @@ def _publish(
         shutil.copytree(scalers, staging / folders.SCALERS)
         _export(model, examples, spec, staging)
         (staging / EVALUATION).write_bytes(evaluation.to_json())
+        (staging / EVALUATION_PAGE).write_text(render_evaluation(evaluation), encoding="utf-8")
         values = _manifest_values(config, spec, examples, model, scalers) | {
             "metrics": evaluation.headline(),
             "data_fingerprint": files.fingerprint,

@@ -9,9 +9,18 @@ from typing import Any, Literal
 
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["MODEL", "SYSTEM_NAMES", "Counts", "Estimate", "Evaluation", "EvaluationOptions", "SplitOptions"]
+__all__ = [
+    "MODEL",
+    "ORACLE",
+    "SYSTEM_NAMES",
+    "Counts",
+    "Estimate",
+    "Evaluation",
+    "EvaluationOptions",
+    "SplitOptions",
+]
 
-MODEL = "model"
+MODEL, ORACLE = "model", "oracle"
 SYSTEM_NAMES = {
     MODEL: "the model",
     "popularity": "popularity",
@@ -19,6 +28,7 @@ SYSTEM_NAMES = {
     "als": "ALS",
     "random": "random",
     "mean": "the mean rating",
+    ORACLE: "the oracle",
 }
 """Systems by name, in the order in which they are shown, and how each reads."""
 
@@ -133,7 +143,7 @@ class Evaluation:
 
     Attributes:
       systems: system → metric → estimate; metrics are `recall@k`, `ndcg@k`, `map@k`, `coverage@k` and
-        `rmse`, each where the system has it.
+        `rmse`, each where the system has it; `oracle` knows how the data was made, and is no rival.
       differences: system → metric → the model's figure less the system's, over the same customers.
     """
 
@@ -172,7 +182,7 @@ class Evaluation:
         if not self.counts.with_likes:
             return "nothing can be said of the model: no rating above the middle of the scale was held out"
         metric = f"recall@{self.options.headline_k}"
-        compared = [s for s in SYSTEM_NAMES if metric in self.differences.get(s, {})]
+        compared = [s for s in SYSTEM_NAMES if s != ORACLE and metric in self.differences.get(s, {})]
         beaten = [s for s in compared if self.differences[s][metric].low > 0]
         others = [s for s in compared if s not in beaten]
         figure = f"{metric} {self.systems[MODEL][metric]}"

@@ -69,6 +69,14 @@ def test_a_lower_error_is_better(lead: tuple[float, float], word: str) -> None:
     )
 
 
+def test_the_oracle_is_no_rival() -> None:
+    assert (
+        _evaluation({"popularity": BEATS, "oracle": LOSES})
+        .verdict()
+        .startswith("the model beats popularity:")
+    )
+
+
 def test_the_headline_has_the_names_of_a_manifest() -> None:
     found = _evaluation({"popularity": BEATS, "mean": LOSES, "item_knn": BEATS, "random": BEATS}).headline()
     assert found == {
@@ -99,7 +107,7 @@ def test_json_is_read_as_it_was_written() -> None:
         (("counts", "items"), 1.5, "items: expected an integer"),
         (("systems", "model", "recall@10", "low"), 0.9, "upside down"),
         (("systems", "model", "recall@10", "low"), "0", "expected a finite number"),
-        (("systems", "oracle"), {}, "unknown system 'oracle'"),
+        (("systems", "svd"), {}, "unknown system 'svd'"),
         (("systems",), {}, "the model is missing"),
         (
             ("systems", "model", "accuracy@10"),
