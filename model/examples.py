@@ -29,7 +29,7 @@ EXAMPLE = np.dtype([("user", "<i4"), ("item", "<i4"), ("rating", "<f4")])
 _SCATTERED = np.dtype([*EXAMPLE.descr, ("time", "<f8")])
 _MAX_SHARDS = 512  # each is an open file in the first pass
 _MAX_VALIDATION = 200_000  # ratings; more make an epoch's loss no surer
-_TIMES = 1_000_000  # of the sample that the moment of the split is taken from
+_TIMES = 262_144  # of the sample that the moment of the split is taken from
 _ROWS_A_TABLE_BATCH = 65_536
 _META, _COUNTS = "examples.json", "items.npz"
 
@@ -124,7 +124,8 @@ class ExampleWriter:
                 ranks = _rank(self._users.hashes(rows["user"]), self._items.hashes(rows["item"]))
                 self._users.offer(batch, rows["user"], ranks)
                 self._items.offer(batch, rows["item"], ranks)
-                self._times.add(rows["time"], ranks)
+                if self._split.by == "time":
+                    self._times.add(rows["time"], ranks)
                 for number, part in _parts(rows, ranks % np.uint64(self._shards), self._shards):
                     files[number].write(part.tobytes())
                 self._written += len(rows)
