@@ -63,10 +63,11 @@ class EntityCollector:
         local = keys.indices.to_numpy()
         distinct, first = np.unique(local, return_index=True)
         texts = self._features(batch.take(pa.array(first))).column(0)
-        known = np.zeros(len(keys.dictionary), np.int32)
+        known: npt.NDArray[np.int32] = np.zeros(len(keys.dictionary), np.int32)
         known[distinct] = [self._codes.setdefault(text, len(self._codes)) for text in texts.to_pylist()]
         self._grow(known[distinct], hash_keys(texts))
-        return known[local]
+        codes: npt.NDArray[np.int32] = known[local]
+        return codes
 
     def _grow(self, codes: npt.NDArray[np.int32], hashes: Hashes) -> None:
         missing = len(self._codes) - len(self._row)

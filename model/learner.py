@@ -91,9 +91,10 @@ class Learner:
     def train(self, batches: Any, steps: tf.Tensor) -> None:
         """Takes `steps` batches, int32 [n, 3], from an iterator and trains on each."""
         for _ in tf.range(steps):
-            self._train_step(next(batches))
+            self.step(next(batches))
 
-    def _train_step(self, batch: tf.Tensor) -> None:
+    def step(self, batch: tf.Tensor) -> None:
+        """Trains on one batch, int32 [n, 3]; to be traced."""
         weights = self._optimizer.weights
         with tf.GradientTape() as tape:
             loss = self._loss(batch, self._step)
@@ -165,7 +166,8 @@ class Learner:
     def predict(self, users: npt.NDArray[Any], items: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Ratings [n] on the scale 0…1, clipped to it, of pairs of vectors [n, dim]."""
         head = self._head.numpy()
-        return np.clip(head[0] + (users * items) @ head[1:], 0, 1)
+        ratings: npt.NDArray[np.float32] = np.clip(head[0] + (users * items) @ head[1:], 0, 1)
+        return ratings
 
 
 def _transformed(

@@ -153,7 +153,8 @@ def _scaled_ratings(batch: pa.RecordBatch, shop: Shop) -> npt.NDArray[np.float32
     """Ratings on the scale 0…1, float32 [rows]."""
     low, span = shop.ratings.min_rating, shop.ratings.max_rating - shop.ratings.min_rating
     ratings = pc.cast(batch.column(shop.ratings.rating), pa.float64()).to_numpy(zero_copy_only=False)
-    return np.clip((ratings - low) / span, 0, 1).astype(np.float32)
+    scaled: npt.NDArray[np.float32] = np.clip((ratings - low) / span, 0, 1).astype(np.float32)
+    return scaled
 
 
 def analyze(examples: Examples, spec: FeatureSpec, scalers: Path) -> None:

@@ -107,6 +107,6 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
 def test_a_full_disk_is_said(disk: Callable[[str], Path]) -> None:
     folder = disk("size=1m")
     many = [tf.Variable(tf.zeros([1_000_000]))]
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="No space left") as caught:
         Checkpoints(folder, many, pytest.fail).save(1, Progress())
     assert caught.value.errno == errno.ENOSPC
