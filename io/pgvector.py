@@ -219,6 +219,16 @@ class ReleaseStore:
         """
         return self._database.transaction(lambda cursor: pgvector_search.catalogue(cursor, release_id))
 
+    def user_vectors(self, release_id: str, count: int, seed: int) -> np.ndarray:
+        """The vectors of some of a release's users, [count or fewer, dim]; one seed draws the same ones.
+
+        Raises:
+          UsageError: no such release is loaded.
+        """
+        return self._database.transaction(
+            lambda cursor: pgvector_search.user_vectors(cursor, release_id, count, seed)
+        )
+
     def popular(self, release_id: str, count: int) -> list[str]:
         """Ids of a release's most popular items, `count` of them if there are so many."""
         return self._database.transaction(lambda cursor: pgvector_search.popular(cursor, release_id, count))

@@ -20,7 +20,7 @@ from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import CANDIDATES, NEIGHBOURS
 from beamrec.schemas.serving import SearchSetting
 
-__all__ = ["Catalogue", "Lookup", "catalogue", "lookup", "popular", "search"]
+__all__ = ["Catalogue", "Lookup", "catalogue", "lookup", "popular", "search", "user_vectors"]
 
 _MAX_EF_SEARCH = 1000  # pgvector's own limit
 
@@ -100,6 +100,23 @@ def catalogue(cursor: psycopg2.extensions.cursor, release_id: str) -> Catalogue:
     )
     rows = BinaryRows.copied(cursor, statement.as_string(cursor), 2)
     return Catalogue(rows.texts(0, np.ones(len(rows), bool)), rows.vectors(1, found.dim))
+
+
+def user_vectors(
+    cursor: psycopg2.extensions.cursor, release_id: str, count: int, seed: int
+) -> npt.NDArray[np.float32]:
+    """The vectors of some of a release's users, [count or fewer, dim]; one seed draws the same ones.
+
+    Raises:
+      UsageError: no such release is loaded.
+    """
+    found = release(cursor, release_id)
+    statement = sql.SQL("SELECT embedding FROM beamrec.{} ORDER BY md5({} || id), id LIMIT {}").format(
+        sql.Identifier(partition_name("user_embeddings", release_id)),
+        sql.Literal(f"{seed}:"),
+        sql.Literal(count),
+    )
+    return BinaryRows.copied(cursor, statement.as_string(cursor), 1).vectors(0, found.dim)
 
 
 def popular(cursor: psycopg2.extensions.cursor, release_id: str, count: int) -> list[str]:

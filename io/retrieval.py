@@ -20,6 +20,7 @@ from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.exact_product import best_items
+from beamrec.io.neighbour_cache import NeighbourCache
 from beamrec.io.pgvector import Catalogue, ReleaseStore
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import (
@@ -46,7 +47,9 @@ _CACHED_RELEASES = 3
 _LEAST_POPULAR = 256
 
 
-def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: ActiveRelease) -> pa.RecordBatch:
+def enrich(
+    batch: pa.RecordBatch, shop: Shop, cache: NeighbourCache, release: ActiveRelease
+) -> pa.RecordBatch:
     """Stamps a batch with a release and adds `known` and `similar` (SIMILAR), by one look-up.
 
     Products that the release does not know have no entry in `similar`. For a release without a user tower
@@ -54,8 +57,8 @@ def enrich(batch: pa.RecordBatch, shop: Shop, store: ReleaseStore, release: Acti
     """
     rows, products = _distinct_products(batch.column("history"))
     customers = batch.column(shop.customers.key).cast(pa.string())
-    found = store.lookup(
-        release.id, products.unique(), customers.drop_null().unique(), not release.has_user_tower
+    found = cache.lookup(
+        release, products.unique(), customers.drop_null().unique(), not release.has_user_tower
     )
     places = pc.index_in(products, value_set=found.products)
     there = places.is_valid().to_numpy(zero_copy_only=False)
@@ -106,6 +109,7 @@ class _Releases:
 
     def __init__(self, uri: str) -> None:
         self.store = ReleaseStore(uri, patient=True)
+        self.neighbours = NeighbourCache(self.store)
         self._lock, self._catalogue_lock = threading.Lock(), threading.Lock()
         self._seen: dict[str | None, tuple[float, ActiveRelease]] = {}
         self._catalogues: dict[str, tuple[int, Catalogue]] = {}
@@ -174,7 +178,7 @@ class _EnrichDoFn(_StoreDoFn):
         self._shop = shop
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        yield enrich(batch, self._shop, self._releases.store, self._releases.active())
+        yield enrich(batch, self._shop, self._releases.neighbours, self._releases.active())
 
 
 class _SearchDoFn(_StoreDoFn):

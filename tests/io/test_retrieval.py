@@ -11,6 +11,7 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline as Pipeline
 from apache_beam.testing.util import assert_that
 
+from beamrec.io.neighbour_cache import NeighbourCache
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import connect
 from beamrec.io.retrieval import (
@@ -58,7 +59,7 @@ def test_enrich_keeps_the_order_of_the_history_and_leaves_out_the_unknown(
     active = store.active()
     assert active is not None
     batch = events([["P3", "N", "P3"], [], ["gone"], ["N", "gone", "P1"]], [100, None, 999, 106])
-    found = enrich(batch, CLASSICMODELS, store, active)
+    found = enrich(batch, CLASSICMODELS, NeighbourCache(store), active)
     assert found.column("known").to_pylist() == [True, False, False, True]
     similar = found.column("similar").to_pylist()
     assert [[entry["product"] for entry in row] for row in similar] == [["P3", "N"], [], [], ["N", "P1"]]
@@ -70,11 +71,11 @@ def test_enrich_keeps_the_order_of_the_history_and_leaves_out_the_unknown(
 def test_enrich_takes_an_empty_batch_and_slices(store: ReleaseStore, release: ReleaseContents) -> None:
     active = store.active()
     assert active is not None
-    batch = events([["P3"], ["N"], ["P1"]], [1, 100, 2])
-    found = enrich(batch.slice(1, 1), CLASSICMODELS, store, active)
+    batch, cache = events([["P3"], ["N"], ["P1"]], [1, 100, 2]), NeighbourCache(store)
+    found = enrich(batch.slice(1, 1), CLASSICMODELS, cache, active)
     assert [entry["product"] for entry in found.column("similar").to_pylist()[0]] == ["N"]
     assert found.column("known").to_pylist() == [True]
-    assert enrich(batch.slice(0, 0), CLASSICMODELS, store, active).num_rows == 0
+    assert enrich(batch.slice(0, 0), CLASSICMODELS, cache, active).num_rows == 0
 
 
 @pytest.mark.parametrize("retrieval", ["exact", "index", "auto"])
