@@ -336,8 +336,7 @@ def _method(snapshot: Snapshot, readers: _Readers) -> str:
 
 
 def _open_tables(module: Backend, connection: Any, shop: Shop, bulk: bool) -> ShopTables:
-    columns = (shop.ratings.customer, shop.ratings.product, shop.ratings.rating)
-    ratings = TableReader.open(module, connection, shop.ratings.name, columns, bulk)
+    ratings = TableReader.open(module, connection, shop.ratings.name, shop.ratings.columns, bulk)
     customers, products = (
         _open_entities(module, connection, table, bulk) for table in (shop.customers, shop.products)
     )
@@ -363,6 +362,11 @@ def _check_ratings(shop: Shop, ratings: pa.Schema) -> None:
     )
     if not any(kind(rating.type) for kind in numeric):
         raise UsageError(f"{shop.ratings.name}.{rating.name}: expected numbers, got {rating.type}")
+    for moment in list(ratings)[3:]:
+        if not any(kind(moment.type) for kind in (*numeric, pa.types.is_date, pa.types.is_timestamp)):
+            raise UsageError(
+                f"{shop.ratings.name}.{moment.name}: expected dates, timestamps or numbers, got {moment.type}"
+            )
 
 
 def _check_collations(module: Backend, connection: Any, tables: ShopTables) -> None:
@@ -384,5 +388,5 @@ def _training_types(shop: Shop, tables: ShopTables) -> dict[str, str]:
     fields = {
         field.name: field.type for table in (tables.customers, tables.products) for field in table.schema
     }
-    fields[shop.ratings.rating] = tables.ratings.schema.field(2).type
+    fields |= {field.name: field.type for field in list(tables.ratings.schema)[2:]}
     return {name: str(fields[name]) for name in (shop.partition_column, *shop.training_columns)}

@@ -141,7 +141,7 @@ def _wanted(shop: Shop) -> list[tuple[str, Sequence[str]]]:
     ratings = shop.ratings
     return [
         *((table.name, (table.key, *table.columns)) for table in (shop.customers, shop.products)),
-        (ratings.name, (ratings.customer, ratings.product, ratings.rating)),
+        (ratings.name, ratings.columns),
     ]
 
 

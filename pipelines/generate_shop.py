@@ -39,11 +39,14 @@ class Oracle:
     def scores(self, customers: pa.Array, products: pa.Array) -> Floats:
         """Expected likes, the higher the sooner recommended: [customers, products].
 
+        Args:
+          customers, products: their keys, also as text.
+
         Raises:
           ValueError: a key is not of this shop.
         """
         rows, columns = (
-            pc.index_in(wanted, known)
+            pc.index_in(wanted, pc.cast(known, wanted.type))
             for wanted, known in ((customers, self.customers), (products, self.products))
         )
         if rows.null_count or columns.null_count:

@@ -65,7 +65,7 @@ def _has(tables: Tables, shop: Shop) -> bool:
     wanted = {
         shop.customers.name: (shop.customers.key, *shop.customers.columns),
         shop.products.name: (shop.products.key, *shop.products.columns),
-        shop.ratings.name: (shop.ratings.customer, shop.ratings.product, shop.ratings.rating),
+        shop.ratings.name: shop.ratings.columns,
     }
     found = {name.lower(): {column.lower() for column in columns} for name, columns in tables.items()}
     return all(

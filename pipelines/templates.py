@@ -123,6 +123,7 @@ _RATINGS_COMMENTS = {
     "customer": "its column with the customer's key",
     "product": "its column with the product's key",
     "min_rating": "ratings outside the scale are dead letters",
+    "time": "its column with the time of the rating, for `train --split time`",
 }
 _EVENTS_COMMENTS = {
     "shape": '"session": an event holds its whole history; "click": one product, its whole history',
@@ -159,6 +160,7 @@ def _left_out_lines(columns: Sequence[str]) -> list[str]:
 def _field_lines(values: RatingsTable | EventMapping, comments: Mapping[str, str]) -> list[str]:
     lines = []
     for field in dataclasses.fields(values):
-        line = f"{field.name} = {toml_value(getattr(values, field.name))}"
+        value = getattr(values, field.name)
+        line = f'# {field.name} = ""' if value is None else f"{field.name} = {toml_value(value)}"
         lines.append(f"{line}  # {comments[field.name]}" if field.name in comments else line)
     return lines

@@ -46,7 +46,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class RatingsTable:
-    """The ratings: foreign keys to customers and products, and the rating with its scale (inclusive)."""
+    """The ratings: foreign keys to customers and products, and the rating with its scale (inclusive).
+
+    Attributes:
+      time: when it was given, a date, a timestamp or a number that ascends with time; None if not known.
+    """
 
     name: str
     customer: str
@@ -54,11 +58,14 @@ class RatingsTable:
     rating: str
     min_rating: float = 1
     max_rating: float = 5
+    time: str | None = None
 
     def __post_init__(self) -> None:
         check_identifier(self.name, "ratings table name")
-        for column in (self.customer, self.product, self.rating):
+        for column in self.columns:
             check_identifier(column, f"table {self.name}")
+        if self.time is not None and self.time.lower() in (c.lower() for c in self.columns[:3]):
+            raise UsageError(f"table {self.name}: time must be a column of its own, got {self.time}")
         for name in ("min_rating", "max_rating"):
             check_number(getattr(self, name), f"table {self.name}: {name}")
         if not self.min_rating < self.max_rating:
@@ -66,6 +73,11 @@ class RatingsTable:
                 f"table {self.name}: min_rating must be below max_rating, "
                 f"got {self.min_rating} and {self.max_rating}"
             )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Customer, product, rating, and the time if it is known: what is read, in this order."""
+        return (self.customer, self.product, self.rating, *(() if self.time is None else (self.time,)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +135,8 @@ class Shop:
     @property
     def training_columns(self) -> tuple[str, ...]:
         """Columns inside a training file, in order; the partition column is in the path."""
-        return (*self.customers.columns, self.products.key, *self.products.columns, self.ratings.rating)
+        of_product = (self.products.key, *self.products.columns)
+        return (*self.customers.columns, *of_product, *self.ratings.columns[2:])
 
     @property
     def partition_column(self) -> str:

@@ -25,12 +25,12 @@ def join_features(range_: RatingsRange, shop: Shop) -> pa.RecordBatch:
     Raises:
       ValueError: a rating refers to a customer or product that is not there (validate first).
     """
-    customer, product, rating = range_.ratings.columns
+    customer, product, *of_rating = range_.ratings.columns
     customer_rows = _rows(range_.customer_rows, customer, range_.customers, shop.ratings.customer)
     product_rows = _rows(range_.product_rows, product, range_.products, shop.ratings.product)
     columns = _taken(range_.customers, customer_rows, customer)
     columns |= _taken(range_.products, product_rows, product)
-    columns[shop.ratings.rating] = rating
+    columns |= dict(zip(shop.ratings.columns[2:], of_rating, strict=True))
     names = (shop.partition_column, *shop.training_columns)
     return pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
 

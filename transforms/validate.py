@@ -210,7 +210,7 @@ def _broken(
     ratings: pa.RecordBatch, shop: Shop, customers: CheckedTable, products: CheckedTable
 ) -> list[tuple[str, dict[str, Any]]]:
     """The first rule that each of some ratings breaks, each of which breaks some, and the row."""
-    customer, product, rating = ratings.columns
+    customer, product, rating = ratings.columns[:3]
     rows = _Rows.find(ratings, customers, products)
     rules = {
         "null_key": true_where(pc.or_(pc.is_null(customer), pc.is_null(product))),

@@ -131,18 +131,18 @@ def evaluate_with_oracle(release: Path, lake: Path, size: ShopSize) -> Evaluatio
 
 
 def _ratings(lake: Path) -> tuple[tuple[pa.Array, pa.Array], np.ndarray]:
-    """Keys of customers and products, and ratings 0…1, of every training row."""
+    """Keys of customers and products as text, as `train` orders them, and ratings 0…1, of every row."""
     scale = SHOP.ratings
     columns = [SHOP.partition_column, SHOP.products.key, scale.rating]
     table = open_training(str(lake)).to_table(columns=columns).combine_chunks()
     customer, product, rating = (column.combine_chunks() for column in table.columns)
     scaled = (rating.to_numpy() - scale.min_rating) / (scale.max_rating - scale.min_rating)
-    return (customer, product), scaled.astype(np.float32)
+    return (pc.cast(customer, pa.string()), pc.cast(product, pa.string())), scaled.astype(np.float32)
 
 
 def _ordered(vectors: np.ndarray, ids: tuple[str, ...], keys: pa.Array) -> np.ndarray:
     """Vectors [keys, dim] in the order of the keys."""
-    return vectors[pc.index_in(pc.cast(keys, pa.string()), pa.array(ids)).to_numpy()]
+    return vectors[pc.index_in(keys, pa.array(ids)).to_numpy()]
 
 
 def _report(
