@@ -18,12 +18,21 @@ from pathlib import Path
 
 from beamrec.io.objects import ObjectStore, each
 from beamrec.io.registry import scheme_of
-from beamrec.io.store import Store, open_store
+from beamrec.io.store import Store, open_store, with_beam_options
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.paths import local_path
 from beamrec.schemas.releases import ReleaseFile, ReleaseManifest
 
-__all__ = ["FetchRelease", "download", "is_remote", "local_copy", "publish", "release_ids", "release_uri"]
+__all__ = [
+    "FetchRelease",
+    "check_releases",
+    "download",
+    "is_remote",
+    "local_copy",
+    "publish",
+    "release_ids",
+    "release_uri",
+]
 
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 * 2**20
@@ -41,8 +50,21 @@ def release_uri(releases: str, release_id: str) -> str:
     """The URI of one release below the URI or path of all of them; options behind `?` stay."""
     if not is_remote(releases):
         return os.path.join(local_path(releases, "--releases"), release_id)
-    root, mark, options = releases.partition("?")
+    # A worker elsewhere lacks this environment: the endpoint travels in the URI.
+    root, mark, options = with_beam_options(releases, (), "--releases").partition("?")
     return f"{root.rstrip('/')}/{release_id}{mark}{options}"
+
+
+def check_releases(releases: str) -> bool:
+    """Whether releases go to an object store, which is asked at once whether it takes them.
+
+    Raises:
+      UnavailableError: it is away or refuses us.
+      UsageError: the address is wrong.
+    """
+    if is_remote(releases):
+        open_store(releases, "--releases").check()
+    return is_remote(releases)
 
 
 def release_ids(releases: str) -> list[str]:

@@ -8,7 +8,12 @@ here are kept unread.
 import functools
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+from google.protobuf import (  # type: ignore[import-untyped]
+    descriptor_pb2,
+    descriptor_pool,
+    message,
+    message_factory,
+)
 
 __all__ = ["parse_keras_metadata", "parse_saved_model"]
 

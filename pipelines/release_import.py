@@ -47,14 +47,15 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     """
     from beamrec.io.postgres import resolve_uri
     from beamrec.io.rating_counts import count_ratings
-    from beamrec.io.release_folders import is_remote, publish
+    from beamrec.io.release_folders import check_releases, publish
     from beamrec.model.release import local_folder
     from beamrec.model.release_import import ImportOptions, import_release
     from beamrec.schemas.shop import load_shop
 
     shop = load_shop(values.shop)
     releases = values.releases or str(console.home / "releases")
-    staging = console.home / "cache" / "made" if is_remote(releases) else local_folder(releases)
+    remote = check_releases(releases)
+    staging = console.home / "releases" if remote else local_folder(releases)
     counts = None
     if values.ratings:
         console.status(f"counting the ratings of {values.ratings.partition('?')[0]}")
@@ -63,7 +64,7 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     with _local_source(resolve_uri(values.source, console.home), values.towers) as (folder, skipped):
         options = ImportOptions(values.distance, values.towers)
         made = import_release(folder, staging, shop, counts, options, skipped)
-    uri = publish(made.folder, releases) if is_remote(releases) else str(made.folder)
+    uri = publish(made.folder, releases) if remote else str(made.folder)
     for warning in made.warnings:
         console.print(f"note: {warning}")
     manifest = made.manifest

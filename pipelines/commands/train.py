@@ -52,6 +52,7 @@ _EVALUATION_USERS = "customers that the model and its rivals are compared on, at
 
 def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     """Trains, and returns the release with its metrics."""
+    from beamrec.io.release_folders import check_releases, publish
     from beamrec.io.store import with_beam_options
     from beamrec.pipelines.evaluation_table import evaluation_table
     from beamrec.pipelines.train_release import TrainConfig, train_release
@@ -61,19 +62,22 @@ def run(argv: Sequence[str], console: Console) -> dict[str, Any]:
     releases = values.releases or str(console.home / "releases")
     data = with_beam_options(values.data, [], "--data") if values.data else values.data
     shop, work = load_shop(values.shop), str(console.home / "training")
-    config = TrainConfig(data, releases, shop, _options(values), work)
+    remote = check_releases(releases)
+    made = str(console.home / "releases") if remote else releases
+    config = TrainConfig(data, made, shop, _options(values), work)
     every = _LIVE_SECONDS if console.terminal.isatty() else _LOGGED_SECONDS
     trained = train_release(config, console.progress, every)
     console.print(evaluation_table(trained.evaluation))
     console.print(trained.evaluation.verdict())
-    console.print(f"release {trained.manifest.id} from {trained.ratings:,} ratings: {trained.folder}")
+    place = publish(trained.folder, releases) if remote else str(trained.folder)
+    console.print(f"release {trained.manifest.id} from {trained.ratings:,} ratings: {place}")
     return {
         "release": trained.manifest.id,
         "metrics": dict(trained.manifest.metrics),
         "verdict": trained.evaluation.verdict(),
         "in": trained.ratings,
         "out": trained.manifest.items + trained.manifest.users,
-        "paths": {"release": str(trained.folder)},
+        "paths": {"release": place},
     }
 
 

@@ -121,6 +121,12 @@ def test_many_may_ask_at_once(s3: Any, release: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 1  # nothing is left of the others
 
 
+def test_google_cloud_storage_holds_releases_too(gcs: str, release: Path, tmp_path: Path) -> None:
+    uri = publish(release, gcs)
+    assert release_ids(gcs) == [release.name]
+    assert contents(local_copy(uri, tmp_path / "cache")) == contents(release)
+
+
 def test_local_releases_are_used_where_they_are(release: Path, tmp_path: Path) -> None:
     assert local_copy(str(release), tmp_path / "cache") == release
     assert local_copy(f"file://{release}", tmp_path / "cache") == release

@@ -154,6 +154,19 @@ def test_a_release_without_a_user_tower_gives_nulls(
     assert answer.column("user_vector").type.list_size == 32
 
 
+def test_an_imported_tower_knows_the_customers_of_its_embeddings(
+    trained: Any, handler: TwoTowerHandler, cache: ReleaseCache, tmp_path: Path
+) -> None:
+    def imported(values: dict[str, Any]) -> None:
+        values["origin"] = "import"
+        values["files"] = [f for f in values["files"] if not f["path"].startswith(folders.SCALERS)]
+
+    folder = _copied(trained.release.folder, tmp_path, "imported", imported)
+    shutil.rmtree(folder / folders.SCALERS)
+    expected = infer(handler, cache, batch_of(trained.release.folder)).column("user_vector")
+    assert infer(handler, cache, batch_of(folder)).column("user_vector").equals(expected)
+
+
 def test_a_changed_release_and_a_missing_stamp_are_refused(
     trained: Any, handler: TwoTowerHandler, tmp_path: Path
 ) -> None:

@@ -78,8 +78,8 @@ def test_what_is_not_there_is_wrong_usage(home: Path, trained: list[dict]) -> No
             release.run(argv, console)
     with pytest.raises(UsageError, match="--data is missing"):
         train.run([], console)
-    with pytest.raises(UsageError, match="expected a local path"):
-        train.run(["--data", f"{home}/lake", "--releases", "s3://bucket/x"], console)
+    with pytest.raises(UsageError, match="expected one of a path"):
+        train.run(["--data", f"{home}/lake", "--releases", "ftp://bucket/x"], console)
 
 
 def test_a_changed_release_is_not_loaded(home: Path, trained: list[dict]) -> None:
