@@ -55,7 +55,7 @@ def unknown_items(cursor: psycopg2.extensions.cursor, release_id: str, ids: Sequ
         sql.SQL("SELECT id FROM beamrec.{} WHERE id = ANY(%s)").format(
             sql.Identifier(partition_name("item_embeddings", release_id))
         ),
-        [list(ids)],
+        [[i for i in ids if "\0" not in i]],
     )
     known = {row[0] for row in cursor.fetchall()}
     return [i for i in ids if i not in known]
@@ -105,8 +105,8 @@ def _check(
     where = f"upsert into release {found.id}"
     if vectors.shape != (len(ids), found.dim):
         raise BadDataError(f"{where}: expected vectors [{len(ids)}, {found.dim}], got {list(vectors.shape)}")
-    if len(set(ids)) != len(ids) or not all(ids):
-        raise BadDataError(f"{where}: ids must differ, and none may be empty")
+    if len(set(ids)) != len(ids) or not all(i and "\0" not in i for i in ids):
+        raise BadDataError(f"{where}: ids must differ, and none may be empty or hold a NUL")
     cursor.execute(
         "SELECT manifest->>'item_key_type', (manifest->>'normalized')::boolean FROM beamrec.releases "
         "WHERE id = %s",
@@ -179,7 +179,7 @@ def _touched(
         [min(NEIGHBOURS, len(vectors) - 1), list(changed)],
     )
     lists = cursor.fetchall()
-    farthest = np.full(len(vectors), -np.inf)
+    farthest = np.full(len(vectors), np.finfo(np.float64).min)
     affected = np.zeros(len(vectors), bool)
     for item, distance, again in lists:
         affected[places[item]] = again
