@@ -96,6 +96,9 @@ def ratings_condition(range_: KeyRange, column: str, placeholder: str) -> Condit
     """The SQL condition on a quoted column for the ratings of a range, with its parameters."""
     if range_.is_null:
         return f"{column} IS NULL", ()
+    if range_.lower == range_.upper:
+        # Only behind an equality does an index go on with its second column: the slices' order and bounds.
+        return f"{column} = {placeholder}", (range_.lower,)
     return f"{column} >= {placeholder} AND {column} <= {placeholder}", (range_.lower, range_.upper)
 
 

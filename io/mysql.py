@@ -6,6 +6,7 @@ comes from the environment or a secret manager, on the worker.
 
 import contextlib
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ _ROWS_PER_FETCH = 10_000
 _ROWS_PER_INSERT = 5_000
 _LOCK_SECONDS = 5
 _PACKED_BYTES = 1 << 30
+# Connection → table → its columns that hold no NULL.
+_NOT_NULL: weakref.WeakKeyDictionary[Connection, dict[str, frozenset[str]]] = weakref.WeakKeyDictionary()
 _SHARED = "{} connections, START TRANSACTION WITH CONSISTENT SNAPSHOT under one LOCK TABLES"
 
 
@@ -230,7 +233,8 @@ def read(connection: Connection, query: Query, bulk: bool) -> list[Sequence[Any]
 
 def _read_packed(connection: Connection, query: Query) -> list[Sequence[Any] | pa.Array] | None:
     """The columns, or None if the server's limits on a text cut it."""
-    fields = ", ',', ".join(_csv_field(name, type_) for name, type_ in query.columns)
+    filled = _not_null(connection, query.table)
+    fields = ", ',', ".join(_csv_field(name, type_, name in filled) for name, type_ in query.columns)
     # A line end within the text, and none after it: the last sign tells whether the text is whole.
     text = f"GROUP_CONCAT({fields}, '\\n' SEPARATOR '')"
     # As bytes, since PyMySQL would make a Python text of it that Arrow cannot read.
@@ -258,12 +262,25 @@ def _expression(column: str, type_: pa.DataType) -> str:
     return f"{quote(column)} + 0" if type_ == pa.uint64() else quote(column)
 
 
-def _csv_field(column: str, type_: pa.DataType) -> str:
+def _not_null(connection: Connection, table: str) -> frozenset[str]:
+    """Columns declared NOT NULL: not to ask for NULL in each row saves a third of packing it."""
+    known = _NOT_NULL.setdefault(connection, {})
+    if table not in known:
+        sql = (
+            "SELECT column_name FROM information_schema.columns "
+            "WHERE table_schema = DATABASE() AND table_name = %s AND is_nullable = 'NO'"
+        )
+        known[table] = frozenset(name for rows in fetch(connection, sql, (table,)) for (name,) in rows)
+    return known[table]
+
+
+def _csv_field(column: str, type_: pa.DataType, filled: bool) -> str:
     value = _expression(column, type_)
     if pa.types.is_string(type_):
         # Each by itself: no character set of a column holds what another's does.
         value = f"""CONCAT('"', REPLACE(CONVERT({value} USING utf8mb4), '"', '""'), '"')"""
-    return f"IFNULL({value}, '')"
+    # A NULL that should not be there hides its row, and the count of rows tells.
+    return value if filled else f"IFNULL({value}, '')"
 
 
 def table_names(connection: Connection) -> set[str]:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 __all__ = ["ParquetCompression", "encode_parquet"]
@@ -14,6 +15,7 @@ ParquetCompression = Literal["snappy", "zstd"]
 # Below, dictionaries cost more time (0.31 against 0.20 ms at 500 rows) than they save space.
 _ROWS_FOR_DICTIONARIES = 4_096
 _ROW_GROUP = 131_072
+_SAMPLED_ROWS = 8_192
 
 
 def encode_parquet(
@@ -34,12 +36,25 @@ def encode_parquet(
         sink,
         rows.schema,
         compression=compression,
-        use_dictionary=large,
+        use_dictionary=_repeating(rows) if large else False,
         write_statistics=statistics or False,
         store_schema=_needs_schema(rows.schema),
     ) as writer:
         writer.write_batch(rows, row_group_size=_ROW_GROUP)
     return sink.getvalue()
+
+
+def _repeating(rows: pa.RecordBatch) -> list[str]:
+    """Columns of which at least every other value of the first ones is there before.
+
+    Parquet's writer notices only when a dictionary has a megabyte that it was of no use.
+    """
+    sample = rows.slice(0, _SAMPLED_ROWS)
+    return [
+        field.name
+        for field, column in zip(rows.schema, sample.columns, strict=True)
+        if not pa.types.is_boolean(field.type) and 2 * pc.count_distinct(column).as_py() <= len(column)
+    ]
 
 
 @functools.lru_cache(maxsize=16)

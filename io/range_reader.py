@@ -19,9 +19,10 @@ from beamrec.io.key_ranges import (
     slice_condition,
 )
 from beamrec.io.table_reader import Row, Rows, TableReader
+from beamrec.schemas.key_index import KeyIndex
 from beamrec.schemas.ranges import MalformedRow, RangeCheck, RatingsRange
 
-__all__ = ["Part", "ShopTables", "digest", "read_products", "read_range", "slices_of"]
+__all__ = ["Part", "Products", "ShopTables", "digest", "read_products", "read_range", "slices_of"]
 
 _ROWS_PER_READ = 50_000
 _local = threading.local()
@@ -55,6 +56,19 @@ class Part:
     alone: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """All products, which every range shares.
+
+    Attributes:
+      rows: with their malformed rows.
+      index: finds them by key.
+    """
+
+    rows: Rows
+    index: KeyIndex
+
+
 def slices_of(tables: ShopTables, connection: Any, range_: KeyRange, max_rows: int) -> list[Slice]:
     """Where to cut the range of a single key with more than `max_rows` ratings."""
     ratings = tables.ratings
@@ -63,7 +77,7 @@ def slices_of(tables: ShopTables, connection: Any, range_: KeyRange, max_rows: i
 
 
 def read_range(
-    tables: ShopTables, connection: Any, part: Part, products: Rows, taken_at: str
+    tables: ShopTables, connection: Any, part: Part, products: Products, taken_at: str
 ) -> tuple[RatingsRange, list[RangeCheck]]:
     """Ratings and customers of a range, and what to compare at the end.
 
@@ -80,19 +94,16 @@ def read_range(
     customers = tables.customers.read(connection, *whose)
     if part.is_first:
         checks.append(_check(tables.customers, whose, customers))
-    ratings = rated[0]
-    for position, (table, entities) in enumerate(
-        ((tables.customers, customers[0]), (tables.products, products[0]))
-    ):
-        ratings = _with_equal_keys(connection, ratings, position, table, entities)
-    malformed = (*rated[1], *customers[1], *products[1])
+    ratings = _with_equal_keys(connection, rated[0], 0, tables.customers, KeyIndex(customers[0].column(0)))
+    ratings = _with_equal_keys(connection, ratings, 1, tables.products, products.index)
+    malformed = (*rated[1], *customers[1], *products.rows[1])
     range_ = RatingsRange(
-        ratings, customers[0], products[0], taken_at, malformed, counts_customers=part.is_first
+        ratings, customers[0], products.rows[0], taken_at, malformed, counts_customers=part.is_first
     )
     return range_, checks
 
 
-def read_products(tables: ShopTables, connection: Any) -> tuple[Rows, list[RangeCheck]]:
+def read_products(tables: ShopTables, connection: Any) -> tuple[Products, list[RangeCheck]]:
     """All products, some ten thousand at a time, and what to compare at the end."""
     table = tables.products
     column, mark = table.column(0), table.backend.PLACEHOLDER
@@ -105,7 +116,8 @@ def read_products(tables: ShopTables, connection: Any) -> tuple[Rows, list[Range
         batches.append(rows[0])
         malformed += rows[1]
         checks.append(_check(table, where, rows))
-    return (pa.concat_batches(batches), malformed), checks
+    batch = pa.concat_batches(batches)
+    return Products((batch, malformed), KeyIndex(batch.column(0))), checks
 
 
 def digest(rows: Rows) -> tuple[int, int]:
@@ -141,15 +153,15 @@ def _check(table: TableReader, where: tuple[str, Row], rows: Rows) -> RangeCheck
 
 
 def _with_equal_keys(
-    connection: Any, ratings: pa.RecordBatch, position: int, table: TableReader, entities: pa.RecordBatch
+    connection: Any, ratings: pa.RecordBatch, position: int, table: TableReader, entities: KeyIndex
 ) -> pa.RecordBatch:
     keys = ratings.column(position)
     if not pa.types.is_string(keys.type):
         return ratings
-    known = pc.is_in(keys, value_set=entities.column(0), skip_nulls=True)
-    if pc.all(pc.or_(known, pc.is_null(keys)), min_count=0).as_py():
+    missed = pc.is_null(entities.rows(keys))
+    if pc.sum(missed, min_count=0).as_py() == keys.null_count:
         return ratings
-    unknown = [key for key in pc.unique(keys.filter(pc.invert(known))).to_pylist() if key is not None]
+    unknown = pc.unique(keys.filter(missed).drop_null()).to_pylist()
     equal = table.equal_keys(connection, unknown)
     return ratings.set_column(position, ratings.schema.field(position), _replaced(keys, equal))
 

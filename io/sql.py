@@ -27,9 +27,17 @@ import beamrec.transforms.coders  # noqa: F401
 from beamrec.io.arrow_types import check_key_type
 from beamrec.io.backend import Access, Backend, Snapshot
 from beamrec.io.key_ranges import KeyRange, Slice, pack_keys, plan_slices, slice_condition, with_entities
-from beamrec.io.range_reader import Part, ShopTables, digest, read_products, read_range, slices_of
+from beamrec.io.range_reader import (
+    Part,
+    Products,
+    ShopTables,
+    digest,
+    read_products,
+    read_range,
+    slices_of,
+)
 from beamrec.io.registry import backend, reject_password, scheme_of
-from beamrec.io.table_reader import Row, Rows, TableReader
+from beamrec.io.table_reader import Row, TableReader
 from beamrec.schemas.errors import BadDataError, ConnectionLostError, UnavailableError, UsageError
 from beamrec.schemas.ranges import RangeCheck, RatingsRange, SourceSnapshot, Verified
 from beamrec.schemas.shop import Shop, Table
@@ -177,7 +185,7 @@ class _Reading:
             # Without waiting: whoever closes the readers ends what is still being read.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ahead(self, pool: ThreadPoolExecutor, products: Rows) -> Iterator[Future[Any]]:
+    def _ahead(self, pool: ThreadPoolExecutor, products: Products) -> Iterator[Future[Any]]:
         waiting: collections.deque[Future[Any]] = collections.deque()
         for part in self._parts(pool):
             waiting.append(pool.submit(self._read, part, products))
@@ -185,7 +193,7 @@ class _Reading:
                 yield waiting.popleft()
         yield from waiting
 
-    def _read(self, part: Part, products: Rows) -> tuple[RatingsRange, list[RangeCheck]]:
+    def _read(self, part: Part, products: Products) -> tuple[RatingsRange, list[RangeCheck]]:
         return self.readers.run(lambda c: read_range(self.tables, c, part, products, self.taken_at))
 
     def _parts(self, pool: ThreadPoolExecutor) -> Iterator[Part]:

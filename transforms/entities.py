@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamrec.schemas.deadletters import DeadLetter
+from beamrec.schemas.key_index import KeyIndex
 from beamrec.schemas.ranges import MalformedRow
 from beamrec.schemas.shop import Table
-from beamrec.transforms.lookup import KeyIndex
 from beamrec.transforms.rejects import Rejects, drop_repeated, letter_order, shown
 from beamrec.transforms.rules import BrokenRule, broken_rules, first_broken, true_where
 

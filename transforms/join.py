@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import beamrec.transforms.coders  # noqa: F401
+from beamrec.schemas.key_index import find_rows
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import Shop
-from beamrec.transforms.lookup import find_rows
 
 __all__ = ["JoinFeatures", "join_features"]
 

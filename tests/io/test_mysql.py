@@ -112,6 +112,20 @@ def test_every_type_is_read_exactly(
     assert array.to_pylist() == wanted
 
 
+@pytest.mark.parametrize("bulk", [True, False], ids=["packed", "row by row"])
+def test_a_null_where_none_should_be_is_read(mariadb: Any, database: str, bulk: bool) -> None:
+    """A view's outer join gives one in a column that its table declares NOT NULL."""
+    mariadb.execute(
+        "CREATE TABLE a (id int PRIMARY KEY)",
+        "CREATE TABLE b (id int PRIMARY KEY, v varchar(9) NOT NULL)",
+        "INSERT INTO a VALUES (0), (1)",
+        "INSERT INTO b VALUES (1, 'x')",
+        "CREATE VIEW t AS SELECT a.id, b.v FROM a LEFT JOIN b ON a.id = b.id",
+        database=database,
+    )
+    assert read(mariadb.uri(database), "t", "v", bulk).to_pylist() == [None, "x"]
+
+
 def test_columns_of_several_character_sets_are_read_together(mariadb: Any, database: str) -> None:
     mariadb.execute(
         "CREATE TABLE t (id int PRIMARY KEY, l varchar(9) CHARACTER SET latin1, "

@@ -77,3 +77,17 @@ def test_a_large_part_lets_readers_skip_row_groups_by_its_order() -> None:
     assert [group.num_rows for group in groups] == [131_072, 131_072, 37_856]
     assert [group.column(0).statistics.min for group in groups] == [0, 131_072, 262_144]
     assert groups[0].column(1).statistics is None
+
+
+def test_only_columns_whose_values_repeat_have_a_dictionary() -> None:
+    rows = pa.RecordBatch.from_pydict(
+        {
+            "key": pa.array([f"S{number}" for number in range(20_000)]),
+            "line": pa.array(["Planes", "Ships", None, "Trains"] * 5_000),
+            "price": pa.array([decimal.Decimal(number) for number in range(20_000)], pa.decimal128(10, 2)),
+            "stock": pa.array([number % 3_000 for number in range(20_000)], pa.int16()),
+        }
+    )
+    group = pq.read_metadata(pa.BufferReader(encode_parquet(rows))).row_group(0)
+    columns = {group.column(position).path_in_schema: group.column(position) for position in range(4)}
+    assert {name for name, column in columns.items() if column.has_dictionary_page} == {"line", "stock"}

@@ -12,7 +12,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from beamrec.io.backend import Access
-from beamrec.io.key_ranges import KeyRange, pack_keys, with_entities
+from beamrec.io.key_ranges import KeyRange, pack_keys, ratings_condition, with_entities
 from beamrec.io.sql import CHECKS, RATINGS, SNAPSHOT, ReadRatings, read_ratings
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.ranges import RatingsRange, SourceSnapshot
@@ -73,6 +73,13 @@ def test_null_keys_are_a_range_of_their_own_wherever_the_database_sorts_them() -
     assert with_entities(pack_keys([(None, 1), (1, 1), (2, 1)], 9)) == [null, KeyRange(1, 2, 2)]
     assert with_entities(pack_keys([("a", 1), ("b", 1), (None, 1)], 9)) == [null, KeyRange("a", "b", 2)]
     assert with_entities(pack_keys([], 9)) == []
+
+
+def test_the_range_of_one_key_is_an_equality() -> None:
+    """An index of both keys serves the slices of a customer only behind it."""
+    assert ratings_condition(KeyRange(103, 103, 9), "`c`", "%s") == ("`c` = %s", (103,))
+    assert ratings_condition(KeyRange(103, 104, 9), "`c`", "%s") == ("`c` >= %s AND `c` <= %s", (103, 104))
+    assert ratings_condition(KeyRange(None, None, 9), "`c`", "%s") == ("`c` IS NULL", ())
 
 
 @pytest.mark.parametrize("range_rows", [1, 2, 100])

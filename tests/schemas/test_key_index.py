@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beamrec.transforms.lookup import KeyIndex, find_rows
+from beamrec.schemas.key_index import KeyIndex, find_rows
 
 MANY = 160_000
 
