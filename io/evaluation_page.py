@@ -122,6 +122,7 @@ def _method(evaluation: Evaluation) -> str:
         f"{percent(split.holdout)} of the ratings were to be held out.",
         "Nobody is recommended what he rated in training.",
         "A held-out rating above the middle of the scale is one that a recommendation should find.",
+        "Recall may come from knowing which products a customer rates at all; the RMSE tells how high.",
         f"Intervals: 95 %, of {sampled}; those of coverage by the jackknife.",
         f"At most {number(options.customers)} customers are evaluated, drawn by seed {options.seed}.",
     )
