@@ -43,7 +43,7 @@ def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveReleas
 
 def _from_row(row: tuple[Any, ...]) -> ActiveRelease:
     *fields, search = row
-    return ActiveRelease(*fields, search=SearchSetting.from_dict(search) if search else None)
+    return ActiveRelease(*fields, SearchSetting.from_dict(search) if search else None)
 
 
 def active(cursor: psycopg2.extensions.cursor) -> ActiveRelease | None:

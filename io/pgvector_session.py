@@ -96,14 +96,17 @@ def open_session(uri: str, what: str) -> Iterator[Session]:
                 cursor.execute(_CHECK_CONNECTION)
         yield Session(connection)
     except psycopg2.Error as error:
-        raise _explained(error, what) from error
+        explained = _explained(error, what)
+        if explained is None:
+            raise
+        raise explained from error
     finally:
         with contextlib.suppress(psycopg2.Error):
             connection.close()
 
 
-def _explained(error: psycopg2.Error, what: str) -> Exception:
-    """An error that the user can mend as UnavailableError with what to do; else the error itself."""
+def _explained(error: psycopg2.Error, what: str) -> UnavailableError | None:
+    """What the user can mend, with what to do; None for what is our own mistake."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, psycopg2.errors.DiskFull):
         hint = "its disk is full: free some space (`beamrec release gc` drops old releases)"
@@ -117,7 +120,7 @@ def _explained(error: psycopg2.Error, what: str) -> Exception:
     elif isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or error.pgcode is None:
         hint = "the server went away, or ended the statement; see its log"
     else:
-        return error
+        return None
     return UnavailableError(f"{what}: PostgreSQL: {text}; {hint}, then run the command again: it goes on")
 
 
