@@ -144,8 +144,11 @@ def local_copy(uri: str, cache: Path, checksum: str | None = None) -> Path:
     store = open_store(uri, "RELEASE")
     if not isinstance(store, ObjectStore):
         return Path(local_path(uri, "RELEASE"))
+    known = _known_copy(cache, store.uri.rpartition("/")[2], checksum)
+    if known is not None:
+        return known
     manifest, data = _read_manifest(store, checksum)
-    place = cache / hashlib.sha256(data).hexdigest()[:16] / manifest.id
+    place = _place(cache, hashlib.sha256(data).hexdigest(), manifest.id)
     if not _is_whole(place, manifest, data):
         try:
             _fetch(store, manifest, data, place, cache)
@@ -218,6 +221,23 @@ def _check_listing(store: Store, manifest: ReleaseManifest, prefix: str = "") ->
 
 def _size(size: int | None) -> str:
     return "no such file" if size is None else f"{size} bytes"
+
+
+def _place(cache: Path, checksum: str, release_id: str) -> Path:
+    return cache / checksum[:16] / release_id
+
+
+def _known_copy(cache: Path, release_id: str, checksum: str | None) -> Path | None:
+    """A whole copy of a release whose manifest is known: for that the store need not be asked."""
+    if checksum is None:
+        return None
+    place = _place(cache, checksum, release_id)
+    with contextlib.suppress(OSError, ValueError):
+        data = (place / _MANIFEST).read_bytes()
+        same = hashlib.sha256(data).hexdigest() == checksum
+        if same and _is_whole(place, ReleaseManifest.from_json(data), data):
+            return place
+    return None
 
 
 def _is_whole(folder: Path, manifest: ReleaseManifest, data: bytes) -> bool:

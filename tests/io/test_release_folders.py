@@ -99,6 +99,8 @@ def test_a_release_is_that_of_the_stamp_or_none(s3: Any, release: Path, tmp_path
     fetch: FetchRelease = pickler.loads(pickler.dumps(FetchRelease(str(tmp_path / "cache"))))
     checksum = folders.read_release(release).checksum
     assert contents(fetch(uri, checksum)) == contents(release)
+    put(s3, f"releases/{release.name}/manifest.json", b"{}")
+    assert contents(fetch(uri, checksum)) == contents(release)  # the copy is known to be the one asked for
     with pytest.raises(BadDataError, match=r"manifest\.json was changed: expected SHA-256 000000000000"):
         fetch(uri, "0" * 64)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from beamrec.io.neighbour_cache import NeighbourCache
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.retrieval import enrich
 from beamrec.model.handler import USER_VECTOR, TwoTowerHandler
@@ -31,7 +32,7 @@ def test_they_become_user_vectors_without_the_releases_folder(
     store.promote(release.manifest.id, "test")
     active = store.active()
     assert active is not None
-    enriched = enrich(batch_of(106, 999, None, 100, 106), CLASSICMODELS, store, active)
+    enriched = enrich(batch_of(106, 999, None, 100, 106), CLASSICMODELS, NeighbourCache(store), active)
     handler = TwoTowerHandler(CLASSICMODELS, build_features)
     (served,) = handler.run_inference(enriched, handler.load_model())
     assert served.schema.metadata == enriched.schema.metadata
@@ -48,7 +49,7 @@ def test_nobody_known_is_no_vector(store: ReleaseStore, make_release: Callable[.
     store.load(release)
     active = store.release(release.manifest.id)
     for batch in (batch_of(1, 2), batch_of()):
-        column = enrich(batch, CLASSICMODELS, store, active).column(STORED_VECTOR)
+        column = enrich(batch, CLASSICMODELS, NeighbourCache(store), active).column(STORED_VECTOR)
         assert (column.null_count, column.type.list_size) == (batch.num_rows, release.manifest.dim)
 
 
@@ -60,5 +61,5 @@ def test_with_a_user_tower_they_are_not_asked_for(
         release.manifest, has_user_tower=True, user_inputs=(TowerInput("user_id", "x", "identity"),)
     )
     store.load(dataclasses.replace(release, manifest=manifest))
-    enriched = enrich(batch_of(106), CLASSICMODELS, store, store.release(manifest.id))
+    enriched = enrich(batch_of(106), CLASSICMODELS, NeighbourCache(store), store.release(manifest.id))
     assert STORED_VECTOR not in enriched.schema.names

@@ -5,6 +5,7 @@ And the same release folder on an object store: published, loaded, and fetched b
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -233,7 +234,8 @@ def test_a_stream_fetches_the_towers_from_an_object_store(
         done = command_line("release", *argv, home=home)
         assert done["ok"], done
     contents = folders.read_release(trained.home / "releases" / trained.release)
-    with s3.faults(0.1):
+    shutil.rmtree(home / "cache")
+    with s3.faults(0.2):
         known, unknown = streamed(
             stream_job, home, event(int(contents.user_ids[0]), contents.item_ids[0]), event(-5)
         )
