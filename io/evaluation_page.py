@@ -74,7 +74,7 @@ def _metric(evaluation: Evaluation, metric: str) -> str:
     ]
     picture = ranges(f"{name}@{k} of each system", f"with 95 % intervals; {note}", lines)
     figures = table(["", *(f"{name}@{k_}" for k_ in evaluation.options.ks)], body)
-    return _card(f"{name}@{k}", f"{note[0].upper()}{note[1:]}.", f"<figure>{picture}</figure>{figures}")
+    return _card(f"{name}@{k}", f"{note[0].upper()}{note[1:]}.", _above(picture, figures))
 
 
 def _lines(evaluation: Evaluation, metric: str) -> list[Range]:
@@ -97,7 +97,7 @@ def _errors(evaluation: Evaluation) -> str:
         return ""
     note = "root mean square error of predicted ratings, in the shop's own units; lower is better"
     picture = ranges("RMSE", note, lines)
-    return _card("RMSE", f"{note[0].upper()}{note[1:]}.", f"<figure>{picture}</figure>")
+    return _card("RMSE", f"{note[0].upper()}{note[1:]}.", _above(picture))
 
 
 def _differences(evaluation: Evaluation) -> str:
@@ -106,7 +106,8 @@ def _differences(evaluation: Evaluation) -> str:
     metrics = [*(f"{m}@{k}" for m in ("recall", "ndcg", "map")), "rmse"]
     body = [
         [_name(system), *(str(found[m]) if m in found else "" for m in metrics)]
-        for system, found in evaluation.differences.items()
+        for system in SYSTEM_NAMES
+        if (found := evaluation.differences.get(system))
     ]
     note = (
         "The model's figure less the other's, over the same customers. An interval that holds 0 means that "
@@ -128,6 +129,11 @@ def _method(evaluation: Evaluation) -> str:
     )
     body = "".join(f"<li>{escape(point)}</li>" for point in points)
     return _card("How it was measured", "", f"<ul>{body}</ul>")
+
+
+def _above(picture: str, figures: str = "") -> str:
+    """A picture over its table, whose intervals need the whole width."""
+    return f'<figure class="narrow">{picture}</figure>{figures}'
 
 
 def _card(title: str, note: str, body: str) -> str:

@@ -25,7 +25,7 @@ p { margin: 2px 0 10px; } code { font-size: 13px; }
 .card { padding: 16px 18px; margin: 14px 0; } .attention ul { margin: 6px 0 0; padding-left: 20px; }
 .pair { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 24px; align-items: start; }
 @media (max-width: 760px) { .pair { grid-template-columns: minmax(0, 1fr); } }
-figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; } figure.narrow { max-width: 680px; } svg { width: 100%; height: auto; display: block; }
 .scroll { max-height: 320px; overflow: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 8px; text-align: right; border-bottom: 1px solid var(--grid); overflow-wrap: anywhere; }

@@ -42,7 +42,7 @@ class Cost:
 
 
 def main() -> None:
-    """Runs the bench; exits with 1 if a goal was missed."""
+    """Runs the bench; exits with 1 if a goal was missed, with 2 if something went wrong."""
     values = _arguments()
     size = ShopSize(values.customers, values.products, values.ratings, seed=values.seed)
     work = values.work.resolve()
@@ -95,7 +95,8 @@ def _beamrec(home: Path, *arguments: str) -> tuple[Cost, dict[str, Any]]:
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        print(f"{' '.join(command)} ended with {process.returncode}", file=sys.stderr)
+        sys.exit(2)
     return Cost(round(seconds, 1), round(usage.ru_maxrss / 1024)), json.loads(output.splitlines()[-1])
 
 
@@ -126,7 +127,8 @@ def evaluate_with_oracle(release: Path, lake: Path, size: ShopSize) -> Evaluatio
     for system in ("popularity", "random"):
         mine, theirs = (e.systems[system]["recall@10"] for e in (evaluation, recorded))
         if mine != theirs:
-            raise SystemExit(f"not the release's own split: {system} has {mine} here, {theirs} there")
+            print(f"not the release's own split: {system} has {mine} here, {theirs} there", file=sys.stderr)
+            sys.exit(2)
     return evaluation
 
 
