@@ -9,7 +9,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psycopg2
@@ -64,8 +64,9 @@ def copy_embeddings(
         nonlocal total
         yield _HEADER
         for records in _records(release, ids, vectors, ranks):
-            total += _checksum(records)
-            yield records.tobytes()
+            data = records.tobytes()
+            total += _checksum(data, records.dtype)
+            yield data
         yield _TRAILER
 
     columns = "release, id, embedding" + (", popularity_rank" if ranks is not None else "")
@@ -155,13 +156,15 @@ def _record_type(release_length: int, id_length: int, dim: int, has_rank: bool) 
     return np.dtype(fields + ([("rank_length", ">i4"), ("rank", ">i4")] if has_rank else []))
 
 
-def _checksum(records: np.ndarray) -> Stored:
-    width, fields = records.dtype.itemsize, records.dtype.fields
-    assert fields is not None  # noqa: S101  (for the type checker: records are structured)
-    begin, data = fields["id"][1], memoryview(records.tobytes())
-    digests = [hashlib.sha256(data[at + begin : at + width]).digest() for at in range(0, len(data), width)]
+def _checksum(data: bytes, kind: np.dtype[Any]) -> Stored:
+    """Of records of one width; what counts of each begins with its id."""
+    begin, view = cast(Any, kind.fields)["id"][1], memoryview(data)
+    digests = [
+        hashlib.sha256(view[at + begin : at + kind.itemsize]).digest()
+        for at in range(0, len(data), kind.itemsize)
+    ]
     heads = np.frombuffer(b"".join(digests), ">u8")[::4]
-    return Stored(len(records), int(heads.sum(dtype=np.uint64)))
+    return Stored(len(digests), int(heads.sum(dtype=np.uint64)))
 
 
 class _ReadAhead(io.RawIOBase):

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,8 +59,6 @@ def parser() -> argparse.ArgumentParser:
     verb = VerbParser(prog="beamrec release", description=HELP)
     actions = verb.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=VerbParser)
     for name, action in _ACTIONS.items():
-        if importlib.util.find_spec(f"beamrec.pipelines.{action.module}") is None:
-            continue
         options = actions.add_parser(name, help=action.help, description=action.help)
         action.function(action.arguments)(options)
         options.add_argument("--vector-db", default=default("vector_db"), help="the store [URI]")

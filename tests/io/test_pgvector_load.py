@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beamrec.io import embedded
+from beamrec.io import embedded, pgvector_load
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.pgvector_index import IndexOptions, ivfflat_lists
+from beamrec.io.pgvector_neighbours import nearest_items
 from beamrec.io.postgres import connect
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.releases import ReleaseContents
@@ -130,6 +131,34 @@ def test_the_index_is_what_was_asked_for_and_settings_are_put_back(
     assert store.show(release.manifest.id)["built"]["index"]["kind"] == kind
     assert store.releases()[0]["index"] == kind
     stored(database, release)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfflat"])
+@pytest.mark.parametrize("operator", ["<->", "<=>", "<#>"])
+def test_neighbours_of_a_large_catalogue_come_from_the_index_with_their_recall(
+    store: ReleaseStore,
+    database: str,
+    make_release: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    operator: str,
+) -> None:
+    monkeypatch.setattr(pgvector_load, "EXACT_ITEMS", 1_000)
+    release = make_release(items=2_000, dim=6, normalized=False, distance=operator)
+    store.load(release, IndexOptions(kind, lists=10))  # type: ignore[arg-type]
+    built = store.show(release.manifest.id)["built"]
+    assert built["neighbours"] == kind
+    indices, _ = nearest_items(release.item_vectors, operator, 20)
+    found = rows(database, "SELECT id, neighbour_ids, distances FROM beamrec.item_neighbours")
+    place, hits = {item: row for row, item in enumerate(release.item_ids)}, 0
+    for item, listed, distances in found:
+        assert item not in listed
+        assert distances == sorted(distances)
+        hits += len(set(listed) & {release.item_ids[i] for i in indices[place[item]]})
+    assert len(found) == 2_000
+    recall = hits / indices.size
+    assert recall == pytest.approx(built["neighbours_recall"], abs=0.1)
+    assert recall > (0.9 if kind == "hnsw" else 0.1), "a tenth of the lists is looked into"
 
 
 def test_what_an_index_needs_depends_on_its_rows() -> None:
