@@ -94,7 +94,7 @@ def is_lost(error: psycopg2.Error, connection: _Connection) -> bool:
     """
     code = error.pgcode
     if code is None:
-        return bool(connection.closed) or type(error) is psycopg2.OperationalError
+        return bool(connection.closed) or type(error) in (psycopg2.OperationalError, psycopg2.DatabaseError)
     return bool(connection.closed) or code.startswith(_BREAKS)
 
 
