@@ -8,7 +8,6 @@ names, so they never replace what a reader has open; files that are no longer li
 
 import contextlib
 import dataclasses
-import json
 import logging
 import re
 from types import TracebackType
@@ -135,14 +134,19 @@ def publish(output: str, manifest: Manifest) -> Manifest:
             store.discard_tree(staging)
             return previous
     manifest = dataclasses.replace(manifest, changes=changes_between(previous, manifest))
+    _commit(store, staging, manifest, previous)
+    _roll_forward(store, staging, manifest.run)
+    return manifest
+
+
+def _commit(store: Store, staging: str, manifest: Manifest, previous: Manifest | None) -> None:
+    """Writes manifest and intent; apart, so that the names of 100,000 files are not held while they move."""
     move, remove = _plan(store, staging, manifest, previous)
     store.flush()
     store.put(f"{staging}/{MANIFEST}", manifest.to_json(), durable=True)
-    intent = {"format": _INTENT_FORMAT, "move": move, "remove": remove}
+    intent = orjson.dumps({"format": _INTENT_FORMAT, "move": move, "remove": remove})
     _check_place(store, manifest.run)
-    store.put(f"{staging}/{_INTENT}", json.dumps(intent).encode(), durable=True)
-    _roll_forward(store, staging, manifest.run)
-    return manifest
+    store.put(f"{staging}/{_INTENT}", intent, durable=True)
 
 
 def recover(output: str) -> None:
