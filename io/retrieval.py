@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import threadpoolctl  # type: ignore[import-untyped]
 from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
@@ -39,9 +40,12 @@ __all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "e
 
 Retrieval = Literal["auto", "exact", "index"]
 
-# Up to so many bytes of item vectors `auto` multiplies in the worker, unless it was measured for the release
-# (`beamrec release report --apply`). A worker holds them once, however many threads it has.
+# Up to so many bytes of item vectors `auto` multiplies in the worker, which holds them once for all its
+# threads, unless it was measured for the release (`beamrec release report --apply`). Beyond the first bound
+# only batches of some rows: a million items of 64 numbers took 44 ms for one user and 69 ms for 16, because
+# reading the items is most of it; an HNSW index takes some 5 to 10 ms for each.
 _EXACT_BYTES = 64 * 2**20
+_EXACT_BYTES_OF_BATCHES, _EXACT_ROWS = 256 * 2**20, 16
 _FRESH_SECONDS = 1.0
 _CACHED_RELEASES = 3
 _LEAST_POPULAR = 256
@@ -95,13 +99,14 @@ def _distinct_products(history: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa
     return rows[first], encoded.dictionary.take(pa.array(codes[first]))
 
 
-def multiplies(retrieval: Retrieval, release: ActiveRelease) -> bool:
-    """Whether the worker multiplies with all items of the release, rather than asking its index."""
+def multiplies(retrieval: Retrieval, release: ActiveRelease, rows: int) -> bool:
+    """Whether the worker multiplies `rows` users with all items of the release, not asking its index."""
     if retrieval != "auto":
         return retrieval == "exact"
     if release.search is not None:
         return release.search.index == "exact"
-    return 4 * release.items * release.dim <= _EXACT_BYTES
+    size = 4 * release.items * release.dim
+    return size <= (_EXACT_BYTES_OF_BATCHES if rows >= _EXACT_ROWS else _EXACT_BYTES)
 
 
 class _Releases:
@@ -187,6 +192,12 @@ class _SearchDoFn(_StoreDoFn):
         self._items = items
         self._retrieval = retrieval
 
+    def setup(self) -> None:
+        super().setup()
+        # A worker has other threads to fill the cores. OpenBLAS's wait for each other in a loop: on two busy
+        # cores 256 users × 200,000 items × 64 took 691 ms with two of them, and 109 ms with one.
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         release = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
         # Items of the history are taken out later, so look for that many more.
@@ -205,7 +216,7 @@ class _SearchDoFn(_StoreDoFn):
     def _search(self, release: ActiveRelease, vectors: npt.NDArray[np.float32], count: int) -> pa.ListArray:
         if not len(vectors):
             return pa.array([], CANDIDATES)
-        exact = multiplies(self._retrieval, release)
+        exact = multiplies(self._retrieval, release, len(vectors))
         Metrics.counter("search", "exact" if exact else "index").inc(len(vectors))
         if not exact:
             setting = release.search or SearchSetting()
@@ -249,8 +260,8 @@ class SearchItems(beam.PTransform):  # type: ignore[misc]
     """User to item: by an exact product in the worker, or by the pgvector index of the release.
 
     `auto` takes what was measured for the release, else multiplies with catalogues of up to 64 MiB (260,000
-    items of 64 numbers). Rows without a user vector get the release's popularity list, scored by
-    reciprocal rank.
+    items of 64 numbers), and batches of 16 rows and more with up to 256 MiB. Rows without a user vector get
+    the release's popularity list, scored by reciprocal rank.
     """
 
     vector_db: str
