@@ -94,7 +94,8 @@ def evaluate(
     }
     systems |= {"mean": mean} if (mean := _of("mean", resampled)) else {}
     liked = int(np.count_nonzero(ranked[MODEL].liked))
-    counts = Counts(*training.shape, training.nnz, held.nnz, len(users), liked)
+    customers, items = training.shape
+    counts = Counts(customers, items, training.nnz, held.nnz, len(users), liked)
     return Evaluation(systems, _differences(resampled), counts, options, split)
 
 
@@ -203,7 +204,7 @@ def _errors(
         for system, predicted in predictions.items()
     }
     return {
-        (system, "rmse"): Ratio(squares[users], counts[users].astype(np.float64), np.sqrt)
+        (system, "rmse"): Ratio(squares[users].astype(np.float64), counts[users].astype(np.float64), np.sqrt)
         for system, squares in errors.items()
     }
 

@@ -1,7 +1,8 @@
 """95 % intervals by a seeded bootstrap over users; systems are resampled together, for paired comparisons."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,8 @@ import numpy.typing as npt
 from beamrec.schemas.evaluation import Estimate
 
 __all__ = ["Ratio", "Resampled", "resample"]
+
+Name = TypeVar("Name", bound=Hashable)
 
 _Floats = npt.NDArray[np.float64]
 _PERCENTILES = (2.5, 97.5)
@@ -45,7 +48,7 @@ class Resampled:
         return Resampled(self.value - other.value, self.samples - other.samples)
 
 
-def resample(figures: Mapping[str, Ratio], resamples: int, seed: int) -> dict[str, Resampled]:
+def resample(figures: Mapping[Name, Ratio], resamples: int, seed: int) -> dict[Name, Resampled]:
     """Every figure on the same bootstrap samples of the users; 0 where a sample has nothing to divide by."""
     numerators = np.stack([figure.numerator for figure in figures.values()])
     denominators = np.stack([figure.denominator for figure in figures.values()])

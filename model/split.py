@@ -31,8 +31,9 @@ def hash_keys(keys: pa.Array | pa.ChunkedArray) -> Hashes:
     digests = [
         hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in encoded.dictionary.to_pylist()
     ]
-    hashes = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-    return hashes[encoded.indices.to_numpy(zero_copy_only=False)]
+    of_keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    hashes: Hashes = of_keys[encoded.indices.to_numpy(zero_copy_only=False)]
+    return hashes
 
 
 def mix(values: Hashes) -> Hashes:

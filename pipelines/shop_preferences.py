@@ -56,7 +56,9 @@ class Preferences:
     def liking(self, group: int) -> Floats:
         """Of every product, mean about 0 and deviation about 1: [products]."""
         segment, taste = divmod(group, _TASTES)
-        return (1 - _HIDDEN**2) ** 0.5 * self.visible[segment] + _HIDDEN * self.hidden[taste]
+        shown = float((1 - _HIDDEN**2) ** 0.5)
+        liking: Floats = shown * self.visible[segment] + _HIDDEN * self.hidden[taste]
+        return liking
 
     def chances(self, group: int) -> Floats:
         """Of being the next product that a customer rates: [products], sums to 1."""
