@@ -27,11 +27,13 @@ EXAMPLE = np.dtype([("user", "<i4"), ("item", "<i4"), ("rating", "<f4")])
 """One rating: rows of the customer and the product in their tables, and the rating scaled to 0…1."""
 
 _SCATTERED = np.dtype([*EXAMPLE.descr, ("time", "<f8")])
-_MAX_SHARDS = 512  # each is an open file in the first pass
+_MAX_SHARDS = 512  # open files in the first pass; from 134 M ratings on, a shard grows instead
 _MAX_VALIDATION = 200_000  # ratings; more make an epoch's loss no surer
 _TIMES = 262_144  # of the sample that the moment of the split is taken from
 _ROWS_A_TABLE_BATCH = 65_536
 _META, _COUNTS = "examples.json", "items.npz"
+
+_PARTS = ("training", "validation", "held")
 
 TABLES = ("users.arrow", "items.arrow")
 """Arrow IPC files of the customers and of the products."""
@@ -45,7 +47,7 @@ class Examples:
       folder: holds the shards.
       users, items: features of each customer and product, sorted by key, as `build_features` makes them.
       rows: examples by part: `training`, `validation` (of early stopping) and `held` (of the metrics).
-      shards: number of files of the part `training`; the others are one file each.
+      shards: number of files of each part.
       item_counts: ratings of each product, training, validation and held, int64 [items, 3].
       item_sums: sum of all its ratings, float64 [items].
       mean_rating: of the part `training`.
@@ -62,7 +64,7 @@ class Examples:
 
     def files(self, part: str) -> list[Path]:
         """The shards of a part."""
-        return [_shard(self.folder, part, n) for n in range(self.shards if part == "training" else 1)]
+        return [_shard(self.folder, part, number) for number in range(self.shards)]
 
     def read(self, part: str) -> Iterator[npt.NDArray[Any]]:
         """A part's examples, one shard at a time, EXAMPLE [rows of the shard]."""
@@ -140,28 +142,14 @@ class ExampleWriter:
         """
         users, items = self._users.table(), self._items.table()
         cut = time_cut(self._times.values, self._split.holdout) if self._split.by == "time" else None
-        counts = np.zeros((len(items.hashes), len(_PARTS)), np.int64)
-        sums = np.zeros(len(items.hashes))
-        total, rows = 0.0, dict.fromkeys(_PARTS, 0)
-        with contextlib.ExitStack() as stack:
-            single = {
-                part: stack.enter_context(_shard(self._folder, part, 0).open("wb")) for part in _PARTS[1:]
-            }
-            for number in range(self._shards):
-                examples, part_of = self._shard_parts(number, users, items, cut)
-                items_of_parts = examples["item"] * np.int64(len(_PARTS)) + part_of
-                counts += np.bincount(items_of_parts, minlength=counts.size).reshape(counts.shape)
-                sums += np.bincount(examples["item"], examples["rating"], minlength=len(sums))
-                total += float(examples["rating"][part_of == 0].sum(dtype=np.float64))
-                _shard(self._folder, _PARTS[0], number).write_bytes(examples[part_of == 0].tobytes())
-                for place, part in enumerate(_PARTS[1:], 1):
-                    single[part].write(examples[part_of == place].tobytes())
-                for place, part in enumerate(_PARTS):
-                    rows[part] += int(np.count_nonzero(part_of == place))
-                _shard(self._folder, "scattered", number).unlink()
-        mean = total / max(rows["training"], 1)
-        values = {"rows": rows, "shards": self._shards, "mean": mean}
-        _write_meta(self._folder, users, items, counts, sums, values)
+        tally = _Tally(len(items.hashes))
+        for number in range(self._shards):
+            examples, part_of = self._shard_parts(number, users, items, cut)
+            tally.add(examples, part_of)
+            for place, part in enumerate(_PARTS):
+                _shard(self._folder, part, number).write_bytes(examples[part_of == place].tobytes())
+            _shard(self._folder, "scattered", number).unlink()
+        _write_meta(self._folder, users, items, tally, self._shards)
         return open_examples(self._folder)
 
     def _shard_parts(
@@ -186,9 +174,6 @@ class ExampleWriter:
         return examples, np.where(held, 2, np.where(held_out(user_hashes, item_hashes, draw), 1, 0))
 
 
-_PARTS = ("training", "validation", "held")
-
-
 def _rank(users: Hashes, items: Hashes) -> Hashes:
     """A number for each pair of customer and product, as if drawn, uint64 [rows]."""
     return mix(mix(users) ^ items)
@@ -201,6 +186,26 @@ def _parts(rows: npt.NDArray[Any], numbers: Hashes, shards: int) -> Iterator[tup
     for number in range(shards):
         if ends[number] < ends[number + 1]:
             yield number, rows[order[ends[number] : ends[number + 1]]]
+
+
+class _Tally:
+    """What is counted while the shards are written; sums do not depend on the order of the data."""
+
+    def __init__(self, items: int) -> None:
+        self.counts = np.zeros((items, len(_PARTS)), np.int64)
+        self.sums = np.zeros(items)
+        self.training_sum = 0.0
+
+    def add(self, examples: npt.NDArray[Any], part_of: npt.NDArray[np.intp]) -> None:
+        places = examples["item"] * np.int64(len(_PARTS)) + part_of
+        self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
+        self.sums += np.bincount(examples["item"], examples["rating"], minlength=len(self.sums))
+        self.training_sum += float(examples["rating"][part_of == 0].sum(dtype=np.float64))
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Examples by part."""
+        return dict(zip(_PARTS, self.counts.sum(0).tolist(), strict=True))
 
 
 class _TimeSample:
@@ -218,22 +223,16 @@ class _TimeSample:
             self.values, self._ranks = self.values[kept], self._ranks[kept]
 
 
-def _write_meta(
-    folder: Path,
-    users: EntityTable,
-    items: EntityTable,
-    counts: npt.NDArray[np.int64],
-    sums: npt.NDArray[np.float64],
-    values: dict[str, Any],
-) -> None:
+def _write_meta(folder: Path, users: EntityTable, items: EntityTable, tally: _Tally, shards: int) -> None:
     for name, table in zip(TABLES, (users, items), strict=True):
         features = table.features
         with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_file(file, features.schema) as writer:
             writer.write_table(pa.Table.from_batches([features]), _ROWS_A_TABLE_BATCH)
-    np.savez(folder / _COUNTS, counts=counts, sums=sums)
+    np.savez(folder / _COUNTS, counts=tally.counts, sums=tally.sums)
+    mean = tally.training_sum / max(tally.rows["training"], 1)
     # Last: a folder with this file is whole.
     temporary = folder / f".{_META}"
-    temporary.write_text(json.dumps(values))
+    temporary.write_text(json.dumps({"rows": tally.rows, "shards": shards, "mean": mean}))
     temporary.replace(folder / _META)
 
 

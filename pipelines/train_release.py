@@ -33,7 +33,7 @@ __all__ = ["TrainConfig", "TrainedRelease", "train_release"]
 
 EVALUATION, EVALUATION_PAGE = "evaluation.json", "evaluation.html"
 
-_FORMAT = 1  # of the work folder
+_FORMAT = 2  # of the work folder
 _ROWS_A_BATCH = 65_536
 
 

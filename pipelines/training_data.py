@@ -1,5 +1,6 @@
 """Published training files to examples on the disk, and their entities to the preprocessing graph."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -120,8 +121,8 @@ def prepare(files: TrainingFiles, shop: Shop, options: TrainingOptions, folder: 
     writer = ExampleWriter(
         folder,
         files.manifest.rows,
-        EntityCollector(shop.customers.key, _Side(shop.customers.key, shop.user_features)),
-        EntityCollector(shop.products.key, _Side(shop.products.key, shop.item_features)),
+        _collector(shop.customers.key, shop.user_features),
+        _collector(shop.products.key, shop.item_features),
         SplitOptions(options.holdout, options.split, options.seed),
         options.validation_share,
     )
@@ -139,14 +140,8 @@ def prepare(files: TrainingFiles, shop: Shop, options: TrainingOptions, folder: 
     return writer.finish()
 
 
-class _Side:
-    """`build_features` of one side."""
-
-    def __init__(self, key: str, features: tuple[Feature, ...]) -> None:
-        self._key, self._features = key, features
-
-    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        return build_features(batch, self._key, self._features)
+def _collector(key: str, features: tuple[Feature, ...]) -> EntityCollector:
+    return EntityCollector(key, functools.partial(build_features, key=key, features=features))
 
 
 def _scaled_ratings(batch: pa.RecordBatch, shop: Shop) -> npt.NDArray[np.float32]:

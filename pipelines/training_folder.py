@@ -78,9 +78,11 @@ def _locked(root: Path, name: str) -> Iterator[bool]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         locked = _lock(descriptor) and _is_the_file(descriptor, path)
-        yield locked
-        if locked:
-            path.unlink(missing_ok=True)
+        try:
+            yield locked
+        finally:
+            if locked:
+                path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
 

@@ -53,7 +53,7 @@ def _same(one: TrainedModel, other: TrainedModel) -> bool:
 
 def _errors(model: TrainedModel, examples: Examples) -> tuple[float, float]:
     """RMSE of the predictions and of the training ratings' mean on the held-out ratings."""
-    (held,) = examples.read("held")
+    held = np.concatenate(list(examples.read("held")))
     predicted = model.predict(model.user_vectors[held["user"]], model.item_vectors[held["item"]])
     errors = (predicted - held["rating"], examples.mean_rating - held["rating"])
     return tuple(float(np.sqrt(np.mean(error**2))) for error in errors)  # type: ignore[return-value]
