@@ -104,7 +104,8 @@ class BinaryRows:
         return sizes, starts + _ARRAY_HEADER
 
     def _numbers(self, places: _Ints, kind: str) -> npt.NDArray[Any]:
-        return self._data[places[:, None] + np.arange(4)].view(kind).ravel()
+        numbers: npt.NDArray[Any] = self._data[places[:, None] + np.arange(4)].view(kind).ravel()
+        return numbers
 
     def _strings(self, starts: _Ints, lengths: _Ints) -> pa.StringArray:
         ends = np.cumsum(lengths)

@@ -3,6 +3,7 @@
 Functions of a cursor; the caller owns the transaction.
 """
 
+import dataclasses
 import getpass
 import os
 import socket
@@ -43,7 +44,8 @@ def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveReleas
 
 def _from_row(row: tuple[Any, ...]) -> ActiveRelease:
     *fields, search = row
-    return ActiveRelease(*fields, SearchSetting.from_dict(search) if search else None)
+    found = ActiveRelease(*fields)
+    return dataclasses.replace(found, search=SearchSetting.from_dict(search)) if search else found
 
 
 def active(cursor: psycopg2.extensions.cursor) -> ActiveRelease | None:

@@ -4,6 +4,7 @@ Functions of a cursor, one statement a batch, each naming its release. Answers a
 """
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from psycopg2 import sql
 from beamrec.io.binary_rows import BinaryRows
 from beamrec.io.pgvector_releases import release
 from beamrec.io.pgvector_schema import partition_name
-from beamrec.io.vector_search import VectorSearch, nearest
+from beamrec.io.vector_search import Operator, VectorSearch, nearest
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import CANDIDATES, NEIGHBOURS
 from beamrec.schemas.serving import SearchSetting
@@ -161,7 +162,7 @@ def search(
 
 def _index_of(
     cursor: psycopg2.extensions.cursor, release_id: str, vectors: npt.NDArray[np.float32]
-) -> tuple[int, str]:
+) -> tuple[int, Operator]:
     """Dimension and search operator of a release, once the vectors are known to fit it."""
     found = release(cursor, release_id)
     if vectors.ndim != 2 or vectors.shape[1] != found.dim:
@@ -171,4 +172,4 @@ def _index_of(
     cursor.execute(
         "SELECT (manifest->>'normalized')::boolean FROM beamrec.releases WHERE id = %s", [release_id]
     )
-    return found.dim, found.operator if cursor.fetchone()[0] else "<#>"
+    return found.dim, cast(Operator, found.operator) if cursor.fetchone()[0] else "<#>"

@@ -8,13 +8,14 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import psycopg2
 import psycopg2.extensions
 
 __all__ = ["Limits", "Pool", "is_lost", "passes", "passes_for_a_while"]
 
-_Connection = psycopg2.extensions.connection
+_Connection: TypeAlias = psycopg2.extensions.connection
 
 # Connection exceptions, shutdown, crash, starting up, limits on waiting; too many connections, memory, disk;
 # a deadlock, a serialization failure, a lock that was not to be had.

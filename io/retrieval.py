@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import threadpoolctl  # type: ignore[import-untyped]
+import threadpoolctl
 from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 

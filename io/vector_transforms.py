@@ -71,7 +71,8 @@ class _PgvectorDoFn(beam.DoFn):  # type: ignore[misc]
 
     def _ask(self, work: Callable[[psycopg2.extensions.cursor], Answer]) -> Answer:
         try:
-            return self._database.transaction(work)
+            answer: Answer = self._database.transaction(work)
+            return answer
         except (psycopg2.ProgrammingError, psycopg2.DataError, psycopg2.IntegrityError) as error:
             first_line = str(error).strip().splitlines()[0]
             raise UsageError(f"{self._what}: PostgreSQL: {first_line}") from error

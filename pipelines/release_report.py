@@ -84,12 +84,12 @@ def _show(report: "SearchReport", console: Console) -> None:
     rows = [HEADINGS, *table_rows(report)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for place, row in enumerate(rows):
-        best = place > 0 and report.measured[place - 1] == report.recommended
+        is_best = place > 0 and report.measured[place - 1] == report.recommended
         name, *figures = (
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        console.print(f"{'*' if best else ' '} {name}  {'  '.join(figures)}")
+        console.print(f"{'*' if is_best else ' '} {name}  {'  '.join(figures)}")
     best = report.recommended
     if not report.reached:
         console.print(f"nothing that this release can use reaches a recall of {report.target:g}")

@@ -34,7 +34,8 @@ class SearchSetting:
     def __post_init__(self) -> None:
         if self.index not in get_args(SearchIndex):
             raise ValueError(
-                f"SearchSetting: index: expected one of {', '.join(get_args(SearchIndex))}, got {self.index!r}"
+                f"SearchSetting: index: expected one of {', '.join(get_args(SearchIndex))}; "
+                f"got {self.index!r}"
             )
         for name, most in (("ef_search", _MAX_EF_SEARCH), ("probes", _MAX_PROBES)):
             value = getattr(self, name)

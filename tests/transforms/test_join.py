@@ -10,10 +10,10 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from beamrec.schemas.key_index import find_rows
 from beamrec.schemas.ranges import RatingsRange
 from beamrec.schemas.shop import CLASSICMODELS, Feature, RatingsTable, Shop, Table
 from beamrec.transforms.join import JoinFeatures, join_features
-from beamrec.schemas.key_index import find_rows
 from beamrec.transforms.validate import validate_ratings
 
 SHOP = Shop(
