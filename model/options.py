@@ -25,7 +25,7 @@ class TowerOptions:
     dim: int = 32
     feature_dim: int = 8
     hidden: int = 64
-    identity_dropout: float = 0.5
+    identity_dropout: float = 0.2
     category_dropout: float = 0.2
     normalize: bool = True
 
@@ -55,7 +55,7 @@ class TrainingOptions:
 
     tower: TowerOptions = dataclasses.field(default_factory=TowerOptions)
     epochs: int = 20
-    patience: int = 2
+    patience: int = 3
     validation: float = 0.05
     batch_size: int = 2048
     candidates: int = 1024
