@@ -10,7 +10,14 @@ import apache_beam as beam
 from beamrec.io.account import Account, check_accounts, open_accounts
 from beamrec.io.data_report import DriftLimits, stage_report
 from beamrec.io.formats import FileOptions, Layout
-from beamrec.io.manifest import DataFile, ExtraFile, LetterFile, Manifest
+from beamrec.io.manifest import (
+    DataFile,
+    ExtraFile,
+    LetterFile,
+    Manifest,
+    pack_files,
+    unpack_files,
+)
 from beamrec.io.partitions import BUCKET
 from beamrec.io.publish import REFUSED_FOLDER, publish, resume, staging_folder
 from beamrec.io.staging import StageExamples, write_dead_letters
@@ -63,7 +70,8 @@ class WriteTrainingFiles(beam.PTransform):  # type: ignore[misc]
         self._layout: Layout = self.files.layout(self.shop)
 
     def expand(self, inputs: Any) -> Any:
-        files = inputs["examples"] | "Stage examples" >> StageExamples(self.output, self.run, self._layout)
+        staged = inputs["examples"] | "Stage examples" >> StageExamples(self.output, self.run, self._layout)
+        files = staged | "Pack" >> beam.Map(pack_files)
         letters = inputs["dead_letters"] | "Stage dead letters" >> beam.Map(self._stage_letters)
         others = {name: inputs[name] for name in ("tallies", "snapshot")}
         optional = {name: inputs[name] for name in ("report", "checks") if name in inputs}
@@ -143,7 +151,7 @@ class _Parts:
     def of(cls, tagged: Iterable[tuple[str, Any]]) -> "_Parts":
         found: dict[str, list[Any]] = {field.name: [] for field in dataclasses.fields(cls)}
         for name, part in tagged:
-            found[name] += part if name == "files" else [part]
+            found[name] += unpack_files(part) if name == "files" else [part]
         (snapshot,) = found.pop("snapshot")
         return cls(snapshot, **found)
 

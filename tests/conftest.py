@@ -14,8 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pymysql
 import pytest
+
+# Time says nothing on a machine that has other work: no example is too slow.
+hypothesis.settings.register_profile("beamrec", deadline=None)
+hypothesis.settings.load_profile("beamrec")
 
 PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (each character once broke some URL or encoding)
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "classicmodels"

@@ -63,6 +63,13 @@ class Profile:
     product_ratings: _Ints
     products: pa.RecordBatch | None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A runner holds what it shuffles several times, and 625,000 products are 60 MB.
+        return {**self.__dict__, "products": _compressed(self.products)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "products": _decompressed(state["products"])})
+
 
 def profile_range(range_: RatingsRange, shop: Shop) -> Profile:
     """Summarises one validated range; text is read once per customer, not once per rating.
@@ -88,7 +95,9 @@ def profile_range(range_: RatingsRange, shop: Shop) -> Profile:
         customers=range_.customers.num_rows if range_.counts_customers else 0,
         activity=_histogram(counts[1:-1]),
         edges=Counter({keys[row].as_py(): int(by_customer[row]) for row in edges}),
-        columns=_sketches(customers, counts, shop.customers.features),
+        columns=_sketches(
+            customers.columns[1:], counts, shop.customers.features, sampling_levels(customers.column(0))
+        ),
         product_ratings=np.bincount(range_.product_rows.to_numpy(), minlength=range_.products.num_rows),
         products=range_.products if range_.counts_products else None,
     )
@@ -192,22 +201,36 @@ class _Merge(beam.CombineFn):  # type: ignore[misc]
         return report_of(merge_profiles(pending) if pending else None, self._shop)
 
 
+def _compressed(batch: pa.RecordBatch | None) -> bytes | None:
+    if batch is None:
+        return None
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _decompressed(data: bytes | None) -> pa.RecordBatch | None:
+    if data is None:
+        return None
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_next_batch()
+
+
 def _is_number(feature: Feature, type_: pa.DataType) -> bool:
     numeric = pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
     return numeric and feature.kind in ("number", "none")
 
 
 def _sketches(
-    batch: pa.RecordBatch, weights: _Ints, features: Sequence[Feature], may_sample: bool = True
+    columns: Iterable[pa.Array], weights: _Ints, features: Sequence[Feature], levels: _Ints | None = None
 ) -> tuple[_Sketch, ...]:
-    """One sketch per feature of a batch whose first column is the key."""
-    columns = list(zip(features, batch.columns[1:], strict=True))
-    levels = sampling_levels(batch.column(0)) if may_sample else None
+    """One sketch per feature, of its column."""
     return tuple(
         NumberSketch.of(values, weights)
         if _is_number(feature, values.type)
         else CategorySketch.of(values, weights, levels)
-        for feature, values in columns
+        for feature, values in zip(features, columns, strict=True)
     )
 
 
@@ -282,9 +305,10 @@ def _columns(profile: Profile, products: pa.RecordBatch, shop: Shop) -> tuple[Co
     """The training columns in file order."""
     rated = np.flatnonzero(profile.product_ratings)
     weights = profile.product_ratings[rated]
-    batch = products.take(pa.array(rated))
-    key = CategorySketch.of(batch.column(0), weights)
-    of_products = _sketches(batch, weights, shop.products.features, may_sample=False)
+    # One column at a time: a copy of all is larger than anything else that a run holds.
+    columns = (column.take(pa.array(rated)) for column in products.columns)
+    key = CategorySketch.of(next(columns), weights)
+    of_products = _sketches(columns, weights, shop.products.features)
     tables = (
         (shop.customers.name, shop.customers.columns, profile.columns),
         (shop.products.name, (shop.products.key, *shop.products.columns), (key, *of_products)),

@@ -168,11 +168,12 @@ class CategorySketch:
         """What a report says of it; None without a value."""
         if self.rows == self.nulls:
             return None
-        values, _, counts = _sum_entries(self.values, np.zeros_like(self.levels), self.counts)
-        ordered = pa.table({"value": values, "count": counts}).sort_by(
-            [("count", "descending"), ("value", "ascending")]
-        )
-        top = ordered.slice(0, TOP_CATEGORIES).to_pydict()
+        values, counts = self.values, self.counts
+        if self.levels.any():
+            values, _, counts = _sum_entries(values, np.zeros_like(self.levels), counts)
+        found = pa.table({"value": values, "count": counts})
+        order = [("count", "descending"), ("value", "ascending")]
+        top = found.take(pc.select_k_unstable(found, TOP_CATEGORIES, order)).to_pydict()
         scale = Fraction(self.rows - self.nulls, max(int(counts.sum()), 1))
         return Categories(
             distinct=len(values),

@@ -19,7 +19,9 @@ from beamrec.io.manifest import (
     changes_between,
     count_published,
     open_training,
+    pack_files,
     read_manifest,
+    unpack_files,
 )
 from beamrec.io.store import open_store
 from beamrec.schemas.errors import BadDataError, UsageError
@@ -220,3 +222,11 @@ def test_nothing_published_is_no_manifest(tmp_path: Path) -> None:
     assert read_manifest(str(tmp_path)) is None
     with pytest.raises(BadDataError, match="found none"):
         count_published(str(tmp_path))
+
+
+def test_packed_files_are_the_files() -> None:
+    files = [
+        DataFile(f"{TRAINING_FOLDER}/c={n}/part-{n:016}.parquet", f"c={n}", n, 9 * n, "é") for n in range(99)
+    ]
+    assert unpack_files(pack_files(files)) == files
+    assert unpack_files(pack_files([])) == []
