@@ -164,12 +164,14 @@ def _index_of(
     cursor: psycopg2.extensions.cursor, release_id: str, vectors: npt.NDArray[np.float32]
 ) -> tuple[int, Operator]:
     """Dimension and search operator of a release, once the vectors are known to fit it."""
-    found = release(cursor, release_id)
-    if vectors.ndim != 2 or vectors.shape[1] != found.dim:
-        raise UsageError(
-            f"search in release {release_id}: expected vectors [n, {found.dim}], got {list(vectors.shape)}"
-        )
     cursor.execute(
-        "SELECT (manifest->>'normalized')::boolean FROM beamrec.releases WHERE id = %s", [release_id]
+        "SELECT dim, CASE WHEN (manifest->>'normalized')::boolean THEN operator ELSE '<#>' END "
+        "FROM beamrec.releases WHERE id = %s",
+        [release_id],
     )
-    return found.dim, cast(Operator, found.operator) if cursor.fetchone()[0] else "<#>"
+    dim, operator = cursor.fetchone() or (release(cursor, release_id).dim, "<#>")
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise UsageError(
+            f"search in release {release_id}: expected vectors [n, {dim}], got {list(vectors.shape)}"
+        )
+    return dim, cast(Operator, operator)
