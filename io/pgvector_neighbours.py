@@ -150,10 +150,16 @@ def fill_by_index(
     probes = 1 if lists is None else max(1, lists // 20)
     for name, value in (("hnsw.ef_search", _EF_SEARCH), ("ivfflat.probes", probes)):
         cursor.execute("SELECT set_config(%s, %s, true)", [name, str(value)])
+    # An item may be alone in its list: from pgvector 0.8 on the search goes on until it has enough.
+    cursor.execute(
+        "SELECT set_config(name, 'relaxed_order', true) FROM pg_settings "
+        "WHERE name IN ('hnsw.iterative_scan', 'ivfflat.iterative_scan')"
+    )
     cursor.execute(
         sql.SQL(
             "INSERT INTO beamrec.{neighbours} (release, id, neighbour_ids, distances) "
-            "SELECT {release}, a.id, n.ids, n.distances FROM beamrec.{items} a CROSS JOIN LATERAL ("
+            "SELECT {release}, a.id, COALESCE(n.ids, '{{}}'), COALESCE(n.distances, '{{}}') "
+            "FROM beamrec.{items} a CROSS JOIN LATERAL ("
             'SELECT array_agg(id COLLATE "default" ORDER BY d, id) AS ids, '
             "array_agg(d::real ORDER BY d, id) AS distances FROM ("
             "SELECT id, d FROM (SELECT id, embedding::{typed} {operator} a.embedding::{typed} AS d "

@@ -20,7 +20,17 @@ from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.serving import SearchSetting
 
-__all__ = ["active", "audit", "loaded", "move_pointer", "release", "release_before", "set_search", "show"]
+__all__ = [
+    "active",
+    "audit",
+    "loaded",
+    "move_pointer",
+    "not_loaded",
+    "release",
+    "release_before",
+    "set_search",
+    "show",
+]
 
 _BIGGEST_INT = 2**31 - 1
 _COLUMNS = "r.id, r.uri, r.checksum, r.dim, r.operator, r.has_user_tower, r.items, r.items_version, r.search"
@@ -35,11 +45,16 @@ def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveReleas
     cursor.execute(f"SELECT {_COLUMNS} FROM beamrec.releases r WHERE id = %s", [release_id])  # noqa: S608
     row = cursor.fetchone()
     if row is None:
-        raise UsageError(
-            f"release {release_id} is not loaded; `beamrec release list` shows those that are, "
-            "`beamrec release load` loads one"
-        )
+        raise not_loaded(release_id)
     return _from_row(row)
+
+
+def not_loaded(release_id: str) -> UsageError:
+    """What is raised where a release is asked for that the store does not have."""
+    return UsageError(
+        f"release {release_id} is not loaded; `beamrec release list` shows those that are, "
+        "`beamrec release load` loads one"
+    )
 
 
 def _from_row(row: tuple[Any, ...]) -> ActiveRelease:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from psycopg2 import sql
 
 from beamrec.io.binary_rows import BinaryRows
-from beamrec.io.pgvector_releases import release
+from beamrec.io.pgvector_releases import not_loaded, release
 from beamrec.io.pgvector_schema import partition_name
 from beamrec.io.vector_search import Operator, VectorSearch, nearest
 from beamrec.schemas.errors import UsageError
@@ -169,7 +169,10 @@ def _index_of(
         "FROM beamrec.releases WHERE id = %s",
         [release_id],
     )
-    dim, operator = cursor.fetchone() or (release(cursor, release_id).dim, "<#>")
+    row = cursor.fetchone()
+    if row is None:
+        raise not_loaded(release_id)
+    dim, operator = row
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise UsageError(
             f"search in release {release_id}: expected vectors [n, {dim}], got {list(vectors.shape)}"

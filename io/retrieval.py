@@ -71,12 +71,13 @@ def enrich(
     entries = pa.StructArray.from_arrays(
         [products.take(kept), found.neighbours.take(places.take(kept))], fields=list(SIMILAR.value_type)
     )
+    known = pc.index_in(customers, value_set=found.customers)
     offsets = np.searchsorted(rows[there], np.arange(batch.num_rows + 1)).astype(np.int32)
     stamp = {RELEASE_ID: release.id, RELEASE_URI: release.uri, RELEASE_CHECKSUM: release.checksum}
     enriched = pa.RecordBatch.from_arrays(
         [
             *batch.columns,
-            pc.is_in(customers, value_set=found.customers),
+            known.is_valid(),
             pa.ListArray.from_arrays(offsets, entries, type=SIMILAR),
         ],
         schema=batch.schema.append(pa.field("known", pa.bool_()))
@@ -85,7 +86,7 @@ def enrich(
     )
     if found.vectors is None:
         return enriched
-    vectors = found.vectors.take(pc.index_in(customers, value_set=found.customers))
+    vectors = found.vectors.take(known)
     return enriched.append_column(STORED_VECTOR, vectors.cast(pa.list_(pa.float32(), release.dim)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from beamrec.model.split import mix
+from beamrec.schemas.hashing import mix
 
 __all__ = ["Scorer", "als", "item_knn", "popularity", "popularity_order", "random_scores", "vectors"]
 

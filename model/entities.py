@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beamrec.model.split import Hashes, hash_keys
+from beamrec.model.split import hash_keys
+from beamrec.schemas.hashing import Hashes
 
 __all__ = ["EntityCollector", "EntityTable"]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from beamrec.model.examples import Examples
-from beamrec.model.split import mix
+from beamrec.schemas.hashing import mix
 
 __all__ = ["SampledRatings", "entries", "sampled_ratings"]
 

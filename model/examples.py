@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from beamrec.model.entities import EntityCollector, EntityTable
-from beamrec.model.split import Hashes, held_out, held_out_since, mix, time_cut
+from beamrec.model.split import held_out, held_out_since, time_cut
 from beamrec.schemas.evaluation import SplitOptions
+from beamrec.schemas.hashing import Hashes, mix
 
 __all__ = ["EXAMPLE", "TABLES", "ExampleWriter", "Examples", "open_examples", "read_shard"]
 
@@ -105,7 +106,6 @@ class ExampleWriter:
         self._validation = min(validation, _MAX_VALIDATION / max(rows, 1))
         self._shards = min(max(1, -(-rows // rows_a_shard)), _MAX_SHARDS)
         self._times = _TimeSample(_TIMES)
-        self._written = 0
 
     @contextlib.contextmanager
     def scattering(self) -> Iterator[Callable[[pa.RecordBatch, npt.NDArray[Any], npt.NDArray[Any]], None]]:
@@ -130,7 +130,6 @@ class ExampleWriter:
                     self._times.add(rows["time"], ranks)
                 for number, part in _parts(rows, ranks % np.uint64(self._shards), self._shards):
                     files[number].write(part.tobytes())
-                self._written += len(rows)
 
             yield add
 

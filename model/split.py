@@ -9,14 +9,11 @@ import pyarrow.compute as pc
 
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.evaluation import SplitOptions
+from beamrec.schemas.hashing import Hashes, mix
 
-__all__ = ["SplitOptions", "hash_keys", "held_out", "held_out_since", "mix", "moments", "time_cut"]
+__all__ = ["SplitOptions", "hash_keys", "held_out", "held_out_since", "moments", "time_cut"]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment and multipliers (Steele et al., 2014)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-
-Hashes = npt.NDArray[np.uint64]
 
 
 def hash_keys(keys: pa.Array | pa.ChunkedArray) -> Hashes:
@@ -34,14 +31,6 @@ def hash_keys(keys: pa.Array | pa.ChunkedArray) -> Hashes:
     of_keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
     hashes: Hashes = of_keys[encoded.indices.to_numpy(zero_copy_only=False)]
     return hashes
-
-
-def mix(values: Hashes) -> Hashes:
-    """SplitMix64's finalizer: close numbers become unrelated ones; any shape."""
-    mixed = values + _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def held_out(users: Hashes, items: Hashes, options: SplitOptions) -> npt.NDArray[np.bool_]:

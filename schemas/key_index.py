@@ -1,5 +1,7 @@
 """Rows of a table by their keys, whose look-up structure is made once for all ranges."""
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -25,7 +27,11 @@ class KeyIndex:
 
     def __init__(self, keys: pa.Array) -> None:
         self._keys = keys
-        self._table = _HashTable.of(keys) if len(keys) > _FEW_KEYS else None
+
+    @functools.cached_property
+    def _table(self) -> "_HashTable | None":
+        # At its first use: integer keys of a range, for example, are never looked up by its reader.
+        return _HashTable.of(self._keys) if len(self._keys) > _FEW_KEYS else None
 
     def rows(self, values: pa.Array) -> pa.Array:
         """Row of each value as int32; NULL where it is NULL or not there.

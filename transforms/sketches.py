@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beamrec.schemas.hashing import mix
 from beamrec.schemas.report import Categories, Numbers, bucket_of
 from beamrec.transforms.numbers import to_float64
 
@@ -212,7 +213,7 @@ def sampling_levels(keys: pa.Array) -> _Ints:
       keys: [num_keys] integers or text, without NULL.
     """
     hashes = _text_numbers(keys) if pa.types.is_string(keys.type) else _integer_numbers(keys)
-    hashes = _mixed(hashes)
+    hashes = mix(hashes)
     lowest_bit = hashes & (~hashes + np.uint64(1))
     # A power of two is exact as a float; a hash of 0 has no lowest bit and is as rare as level 63.
     levels: _Ints = np.where(hashes == 0, 63, np.frexp(lowest_bit.astype(np.float64))[1] - 1).astype(np.int64)
@@ -280,12 +281,3 @@ def _text_numbers(keys: pa.Array) -> npt.NDArray[np.uint64]:
     sums = np.append(np.uint64(0), np.cumsum((data + np.uint64(1)) * powers[places], dtype=np.uint64))
     numbers: npt.NDArray[np.uint64] = sums[ends] - sums[ends - lengths]
     return numbers
-
-
-def _mixed(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit of the input reaches every bit."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    finished: npt.NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
-    return finished

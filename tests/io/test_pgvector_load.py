@@ -161,6 +161,18 @@ def test_neighbours_of_a_large_catalogue_come_from_the_index_with_their_recall(
     assert recall > (0.9 if kind == "hnsw" else 0.1), "a tenth of the lists is looked into"
 
 
+def test_an_item_alone_in_its_list_has_neighbours_from_other_lists(
+    store: ReleaseStore, database: str, make_release: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgvector_load, "EXACT_ITEMS", 10)
+    release = make_release(items=2_000, dim=6, normalized=False, distance="<->")
+    release.item_vectors[7] = 1_000
+    store.load(release, IndexOptions("ivfflat", lists=10))
+    assert rows(database, "SELECT DISTINCT cardinality(neighbour_ids) FROM beamrec.item_neighbours") == [
+        (20,)
+    ]
+
+
 def test_what_an_index_needs_depends_on_its_rows() -> None:
     assert (ivfflat_lists(500), ivfflat_lists(200_000), ivfflat_lists(4_000_000)) == (1, 200, 2000)
     assert IndexOptions().needed_memory(100, 64) == 64 * 2**20
