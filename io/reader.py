@@ -15,7 +15,7 @@ import abc
 import dataclasses
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader
@@ -25,20 +25,45 @@ from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import Progress, drain_requested
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import open_store
+from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
 
-__all__ = ["LedgerMark", "LedgerReader"]
+__all__ = ["LedgerMark", "LedgerReader", "Row", "raw_events"]
+
+# source, after, position, arrival (microseconds since the epoch), payload: what RAW_EVENTS is made of
+Row = tuple[str, int, int, int, bytes]
 
 # Two bundle times: on Flink a window that a drain closes can fire twice if the last bundle is open.
 _DRAIN_HOLD_SECONDS = 0.3
 _NOTHING = Progress(0, frozenset())
 
 
+def raw_events(rows: Sequence[Row]) -> pa.RecordBatch:
+    """Rows, at least one, as a batch of RAW_EVENTS."""
+    sources, afters, positions, arrivals, payloads = zip(*rows, strict=True)
+    return pa.record_batch(
+        [
+            pa.array(sources, pa.string()),
+            pa.array(afters, pa.int64()),
+            pa.array(positions, pa.int64()),
+            pa.array(arrivals, pa.int64()).cast(TIMESTAMP),
+            pa.array(payloads, pa.binary()),
+        ],
+        schema=RAW_EVENTS,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class LedgerMark(CheckpointMark):  # type: ignore[misc]
-    """Tells one bundle's reader from another; where to resume is in the ledger, not in the mark."""
+    """Tells one bundle's reader from another; where to resume is in the ledger, not in the mark.
+
+    Attributes:
+      positions: of a source with positions of its own, how far each part of it (a shard, a partition) has
+        been read, in its own terms: for who looks into a runner's checkpoint.
+    """
 
     reader: str
     sequence: int
+    positions: tuple[tuple[str, str], ...] = ()
 
 
 class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
@@ -63,6 +88,21 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     @abc.abstractmethod
     def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
         """Batches of RAW_EVENTS of what comes next, or None if there is nothing now. Must not block."""
+
+    def busy(self, seal_new: bool) -> bool:
+        """Whether more is known to be on its way, although `next_batches` had nothing: no end is near yet.
+
+        For a reader that fetches in the background. With `seal_new` false only what is sealed counts.
+        """
+        return False
+
+    def at_end(self) -> bool:
+        """Whether nothing will ever come again: the end of a bounded read."""
+        return False
+
+    def positions(self) -> tuple[tuple[str, str], ...]:
+        """What a checkpoint mark says of how far the reader is; see LedgerMark."""
+        return ()
 
     def fated(self, source: str, position: int) -> bool:
         """Whether the event that ends there already had a fate when this reader began."""
@@ -98,10 +138,15 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             self._current = batch
             self._idle_since = time.monotonic()
             return True
-        limit = self.options.stop_when_idle_seconds
-        if draining or (limit is not None and time.monotonic() - self._idle_since >= limit):
+        if self.busy(seal_new=not draining):
+            self._idle_since = time.monotonic()
+        elif draining or self._idle_long_enough() or self.at_end():
             self._ended_at = time.monotonic()
         return False
+
+    def _idle_long_enough(self) -> bool:
+        limit = self.options.stop_when_idle_seconds
+        return limit is not None and time.monotonic() - self._idle_since >= limit
 
     def get_current(self) -> pa.RecordBatch:
         """See UnboundedReader."""
@@ -120,7 +165,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     def get_checkpoint_mark(self) -> LedgerMark:
         """See UnboundedReader."""
         self._marks += 1
-        return LedgerMark(self._id, self._marks)
+        return LedgerMark(self._id, self._marks, self.positions())
 
     def _watermark(self) -> Timestamp:
         return MIN_TIMESTAMP if self._watermark_us is None else Timestamp(micros=self._watermark_us)
