@@ -119,8 +119,10 @@ def _differences(evaluation: Evaluation) -> str:
 def _method(evaluation: Evaluation) -> str:
     options, split = evaluation.options, evaluation.split
     sampled = f"{number(options.resamples)} bootstrap samples of the customers"
+    counts = evaluation.counts
     points = (
         f"{percent(split.holdout)} of the ratings were to be held out.",
+        *_sample_of(counts.customers, counts.sampled_from),
         "Nobody is recommended what he rated in training.",
         "A held-out rating above the middle of the scale is one that a recommendation should find.",
         "Recall may come from knowing which products a customer rates at all; the RMSE tells how high.",
@@ -129,6 +131,16 @@ def _method(evaluation: Evaluation) -> str:
     )
     body = "".join(f"<li>{escape(point)}</li>" for point in points)
     return _card("How it was measured", "", f"<ul>{body}</ul>")
+
+
+def _sample_of(customers: int, everybody: int | None) -> tuple[str, ...]:
+    if everybody is None:
+        return ()
+    said = (
+        f"The model was trained on all {number(everybody)} customers. It is measured on a sample of "
+        f"{number(customers)} of them, on whose ratings alone its rivals were fitted, in memory."
+    )
+    return (said,)
 
 
 def _above(picture: str, figures: str = "") -> str:

@@ -62,6 +62,7 @@ def evaluate(
     split: SplitOptions,
     options: EvaluationOptions,
     oracle: Scorer | None = None,
+    sampled_from: int | None = None,
 ) -> Evaluation:
     """Measures the model beside popularity, random, item-kNN and ALS.
 
@@ -73,6 +74,7 @@ def evaluate(
       training, held: ratings 0…1 on either side of the split, [users, items]; a stored 0 is a rating.
       split: what divided them, for the record.
       oracle: scores by who knows how made-up data was made, on the same customers.
+      sampled_from: customers of the data, if those given are a sample of them; for the record.
 
     Raises:
       ValueError: shapes disagree, a pair is on both sides, or a vector is not finite.
@@ -95,7 +97,7 @@ def evaluate(
     systems |= {"mean": mean} if (mean := _of("mean", resampled)) else {}
     liked = int(np.count_nonzero(ranked[MODEL].liked))
     customers, items = training.shape
-    counts = Counts(customers, items, training.nnz, held.nnz, len(users), liked)
+    counts = Counts(customers, items, training.nnz, held.nnz, len(users), liked, sampled_from)
     return Evaluation(systems, _differences(resampled), counts, options, split)
 
 

@@ -183,6 +183,7 @@ def _evaluate(model: "TrainedModel", examples: "Examples", config: TrainConfig) 
             rating_span=scale.max_rating - scale.min_rating,
             seed=options.seed,
         ),
+        sampled_from=examples.users.num_rows if len(users) < examples.users.num_rows else None,
     )  # fmt: skip
 
 

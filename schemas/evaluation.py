@@ -123,6 +123,7 @@ class Counts:
       evaluated: customers of the sample, each with a held-out rating.
       with_likes: those of them with a held-out rating above the middle of the scale, which is what a
         recommendation should find.
+      sampled_from: customers of the data, if those of the ratings given are a sample of them.
     """
 
     customers: int
@@ -131,10 +132,12 @@ class Counts:
     held_out: int
     evaluated: int
     with_likes: int
+    sampled_from: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_integer(getattr(self, field.name), field.name, 0)
+            if getattr(self, field.name) is not None or field.default is dataclasses.MISSING:
+                _check_integer(getattr(self, field.name), field.name, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The evaluation's page: well-formed, on its own, the verdict first, every figure with its interval."""
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 
@@ -47,6 +48,13 @@ def test_the_verdict_comes_first(evaluation: Evaluation) -> None:
     header = _page(evaluation, title="Release <1>").find(".//header")
     assert header is not None
     assert _text(header).startswith("Release <1> The model beats popularity: recall@10 0.310 [0.290, 0.500]")
+
+
+def test_a_sample_of_the_customers_is_said(evaluation: Evaluation) -> None:
+    assert "a sample of" not in _text(_page(evaluation))
+    sampled = dataclasses.replace(evaluation.counts, sampled_from=54_321)
+    text = _text(_page(dataclasses.replace(evaluation, counts=sampled)))
+    assert "all 54,321 customers. It is measured on a sample of 1,000 of them" in text
 
 
 def test_every_figure_is_there_with_its_interval(evaluation: Evaluation) -> None:

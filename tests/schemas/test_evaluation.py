@@ -20,7 +20,7 @@ def _evaluation(differences: dict[str, tuple[float, float]], **changes: Any) -> 
     values = {
         "systems": systems,
         "differences": leads,
-        "counts": Counts(100, 50, 900, 100, 80, 70),
+        "counts": Counts(100, 50, 900, 100, 80, 70, sampled_from=1_000),
         "options": EvaluationOptions(ks=(10,)),
         "split": SplitOptions(),
     }
