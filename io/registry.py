@@ -25,6 +25,8 @@ _MODULES: dict[Kind, dict[str, str]] = {
     "events": {
         "": "beamrec.io.event_files",
         "file": "beamrec.io.event_files",
+        "kinesis": "beamrec.io.kinesis",
+        "kafka": "beamrec.io.kafka",
     },
     "files": {
         "": "beamrec.io.local",

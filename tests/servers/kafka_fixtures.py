@@ -1,0 +1,220 @@
+"""A private Kafka broker (KRaft, one node) for the tests, of the jars that `kafka/pom.xml` names."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
+
+_POM = Path(__file__).parent / "kafka" / "pom.xml"
+_START_SECONDS = 120
+
+
+def _jars() -> Path:
+    """Folder of the broker's jars, fetched with Maven once for a version."""
+    missing = [program for program in ("java", "mvn") if not shutil.which(program)]
+    if missing:
+        message = f"a real Kafka broker is needed: no program {' and '.join(missing)} (Debian: maven)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    found = re.search(r"<version>(\d+\.\d+\.\d+)</version>", _POM.read_text())
+    assert found is not None, f"{_POM} names no version"
+    folder = Path.home() / ".cache" / "beamrec" / f"kafka-{found.group(1)}"
+    if not folder.is_dir():
+        # Under another name until all are there: a fetch that was broken off must not look complete.
+        partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        command = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies"]
+        subprocess.run([*command, f"-DoutputDirectory={partial}"], check=True)
+        with contextlib.suppress(FileExistsError):
+            partial.rename(folder)
+    return folder
+
+
+@dataclasses.dataclass
+class KafkaBroker:
+    """A broker that can be killed and started again on its data; `port` stays the same.
+
+    Attributes:
+      folder: of its data and log.
+      port: of the listener for clients.
+      settings: further lines of its configuration.
+    """
+
+    folder: Path
+    port: int
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"localhost:{self.port}"
+
+    def uri(self, topic: str, **options: str) -> str:
+        """What `--input` takes."""
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"kafka://{self.address}/{topic}" + (f"?{query}" if query else "")
+
+    def start(self) -> None:
+        """Starts the broker and waits until it answers; data that is there is kept."""
+        if not (self.folder / "data").is_dir():
+            self._format()
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [*self._java(), "kafka.Kafka", str(self.folder / "server.properties")],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+            )
+        self._wait_until_up()
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that fails."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def create_topic(self, partitions: int = 1, **config: str) -> str:
+        """Makes a topic with a name of its own."""
+        topic = f"events-{uuid.uuid4().hex[:12]}"
+        self.make_topic(topic, partitions, **config)
+        return topic
+
+    def make_topic(self, topic: str, partitions: int = 1, **config: str) -> None:
+        """Makes a topic; the configuration is given with underscores for dots."""
+        settings = {name.replace("_", "."): value for name, value in config.items()}
+        admin = self.admin()
+        new = NewTopic(topic, partitions, 1, config=settings)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                admin.create_topics([new])[topic].result(30)
+                break
+            except KafkaException as error:
+                # A topic that was just deleted takes a moment to go.
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        while topic not in admin.list_topics(timeout=30).topics:
+            time.sleep(0.05)
+
+    def delete_topic(self, topic: str) -> None:
+        """Deletes a topic with all that it holds."""
+        self.admin().delete_topics([topic])[topic].result(30)
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        """Raises the number of partitions of a topic."""
+        self.admin().create_partitions([NewPartitions(topic, total)])[topic].result(30)
+
+    def delete_records(self, topic: str, partition: int, before: int) -> None:
+        """Moves the beginning of a partition, as retention does."""
+        place = TopicPartition(topic, partition, before)
+        self.admin().delete_records([place])[place].result(30)
+
+    def configure(self, topic: str, **config: str) -> None:
+        """Changes a topic's configuration, given with underscores for dots."""
+        from confluent_kafka.admin import AlterConfigOpType, ConfigEntry
+
+        entries = [
+            ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        self.admin().incremental_alter_configs([resource])[resource].result(30)
+
+    def send(self, topic: str, values: Sequence[bytes | None], partition: int = 0, **options: int) -> None:
+        """Sends records to one partition and waits until the broker has them all."""
+        producer = self.producer()
+        for value in values:
+            producer.produce(topic, value, partition=partition, **options)
+        assert producer.flush(60) == 0, "the broker has not taken the records"
+
+    def producer(self, **settings: str) -> Producer:
+        """A producer of another client's defaults than those under test."""
+        config = {"bootstrap.servers": self.address, "reconnect.backoff.max.ms": "500", "log_level": 2}
+        return Producer(config | {name.replace("_", "."): value for name, value in settings.items()})
+
+    def admin(self) -> AdminClient:
+        """A client that changes topics."""
+        return AdminClient({"bootstrap.servers": self.address, "log_level": 2})
+
+    def _format(self) -> None:
+        controller = _free_port()
+        lines = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@localhost:{controller}",
+            "listeners": f"PLAINTEXT://localhost:{self.port},CONTROLLER://localhost:{controller}",
+            "advertised.listeners": f"PLAINTEXT://localhost:{self.port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "log.dirs": str(self.folder / "data"),
+            "offsets.topic.num.partitions": "1",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "auto.create.topics.enable": "false",
+            "log.cleaner.backoff.ms": "200",
+            "log.cleaner.dedupe.buffer.size": "4194304",
+            "num.network.threads": "1",
+            "num.io.threads": "2",
+            **self.settings,
+        }
+        path = self.folder / "server.properties"
+        path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()), encoding="utf-8")
+        command = [*self._java(), "kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk"]
+        subprocess.run([*command, "-c", str(path)], check=True, capture_output=True, cwd=self.folder)
+
+    def _java(self) -> list[str]:
+        return ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", f"{_jars()}/*"]
+
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            # A client before there is a listener would only fill the log with refusals.
+            with (
+                contextlib.suppress(OSError, KafkaException),
+                socket.create_connection(("localhost", self.port), 1),
+            ):
+                if self.admin().list_topics(timeout=5).brokers:
+                    return
+            time.sleep(0.1)
+            assert self.process is not None
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"Kafka did not start:\n{(self.folder / 'log').read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A broker that all tests share; each takes topics of its own."""
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), _free_port())
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def kafka(kafka_server: KafkaBroker) -> KafkaBroker:
+    """The shared broker, up again if the test before has left it down."""
+    if kafka_server.process is None:
+        kafka_server.start()
+    return kafka_server
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+        return port
