@@ -9,18 +9,35 @@ from botocore.exceptions import BotoCoreError, ClientError, NoRegionError
 
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["error_code", "explained", "open_client"]
+__all__ = ["error_code", "explained", "open_client", "region_of"]
 
 _ATTEMPTS = 8
 
 
-def open_client(service: str, region: str | None, endpoint: str | None, where: str) -> Any:
+def region_of(region: str | None) -> str | None:
+    """The region that a client gets: as given, else what the environment or the profile says, if anything."""
+    import boto3.session
+
+    # The other tools of AWS know both variables, boto3 only AWS_DEFAULT_REGION.
+    return region or os.environ.get("AWS_REGION") or boto3.session.Session().region_name
+
+
+def open_client(
+    service: str,
+    region: str | None,
+    endpoint: str | None,
+    where: str,
+    role: str | None = None,
+    **config: Any,
+) -> Any:
     """A boto3 client; credentials come from boto3's own chain (environment, profile, role of the machine).
 
     Args:
       service: boto3's name of it.
       region, endpoint: None for what the environment or the profile says.
       where: option and URI, for messages.
+      role: ARN of a role to assume with those credentials; renewed before they expire.
+      config: of botocore's `Config`, over the defaults.
 
     Raises:
       UsageError: there is no region, or the endpoint is no URL.
@@ -30,12 +47,12 @@ def open_client(service: str, region: str | None, endpoint: str | None, where: s
 
     try:
         # Sessions are not thread-safe, and the default one is shared.
-        return boto3.session.Session().client(
+        session = boto3.session.Session(botocore_session=_session_in(role, region) if role else None)
+        return session.client(
             service,
-            # The other tools of AWS know both variables, boto3 only AWS_DEFAULT_REGION.
-            region_name=region or os.environ.get("AWS_REGION"),
+            region_name=region_of(region),
             endpoint_url=endpoint,
-            config=Config(retries={"mode": "standard", "max_attempts": _ATTEMPTS}),
+            config=Config(**{"retries": {"mode": "standard", "max_attempts": _ATTEMPTS}, **config}),
         )
     except NoRegionError:
         raise UsageError(f"{where}: no AWS region; add ?region=… or set AWS_REGION") from None
@@ -43,6 +60,28 @@ def open_client(service: str, region: str | None, endpoint: str | None, where: s
         raise UsageError(f"{where}: expected ?endpoint= to be a URL such as http://host:port") from None
     except BotoCoreError as error:
         raise UnavailableError(f"{where}: {error}") from None
+
+
+def _session_in(role: str, region: str | None) -> Any:
+    """A botocore session whose credentials are those of an assumed role."""
+    import botocore.session
+    from botocore import credentials
+
+    own = botocore.session.Session()
+    own.set_config_variable("region", region_of(region))
+    fetcher = credentials.AssumeRoleCredentialFetcher(
+        own.create_client, own.get_credentials(), role, extra_args={"RoleSessionName": "beamrec"}
+    )
+
+    class Assumed(credentials.CredentialProvider):  # type: ignore[misc]
+        METHOD = "beamrec-assume-role"
+
+        def load(self) -> Any:
+            return credentials.DeferredRefreshableCredentials(fetcher.fetch_credentials, self.METHOD)
+
+    assumed = botocore.session.Session()
+    assumed.register_component("credential_provider", credentials.CredentialResolver([Assumed()]))
+    return assumed
 
 
 @contextlib.contextmanager

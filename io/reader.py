@@ -76,8 +76,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
         self._store = open_store(options.output)
-        self._progress = Progress.load(self._store)
-        self.log = SourceLog(self._store)
+        self.read_ledger()
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._current: pa.RecordBatch | None = None
         self._idle_since = time.monotonic()
@@ -88,6 +87,11 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     @abc.abstractmethod
     def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
         """Batches of RAW_EVENTS of what comes next, or None if there is nothing now. Must not block."""
+
+    def read_ledger(self) -> None:
+        """Reads from its beginning what the ledger says: at the start, or if another reader was faster."""
+        self._progress = Progress.load(self._store)
+        self.log = SourceLog(self._store)
 
     def busy(self, seal_new: bool) -> bool:
         """Whether more is known to be on its way, although `next_batches` had nothing: no end is near yet.
