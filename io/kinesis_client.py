@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalE
 from beamrec.io.aws import error_code, explained, open_client, region_of
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["HORIZON", "Address", "Shard", "StoppedError", "Stream", "parse_address", "patiently"]
+__all__ = ["HORIZON", "Address", "Backoff", "Shard", "StoppedError", "Stream", "parse_address", "patiently"]
 
 HORIZON = ""
 _KEYS = ("region", "endpoint", "role", "start", "end")
@@ -112,6 +112,23 @@ class StoppedError(Exception):
     """The caller was told to stop while it waited."""
 
 
+class Backoff:
+    """Waits that grow from a quarter of a second to ten; said in the log once they are longer than one."""
+
+    def __init__(self, stopped: threading.Event, where: str) -> None:
+        self._stopped = stopped
+        self._where = where
+        self._seconds = _FIRST_WAIT_SECONDS
+
+    def wait(self, reason: str) -> None:
+        """Waits once; raises StoppedError if told to stop."""
+        if self._seconds > 1:
+            _LOGGER.warning("%s: %s; trying again", self._where, reason)
+        if self._stopped.wait(self._seconds * random.uniform(0.5, 1.0)):  # noqa: S311  (spreads retries)
+            raise StoppedError(self._where)
+        self._seconds = min(2 * self._seconds, _LONGEST_WAIT_SECONDS)
+
+
 def patiently(call: Callable[[], _T], stopped: threading.Event, where: str) -> _T:
     """Calls until it succeeds: throttling, time-outs and outages are waited out, whatever their length.
 
@@ -119,18 +136,15 @@ def patiently(call: Callable[[], _T], stopped: threading.Event, where: str) -> _
       StoppedError: `stopped` was set.
       ClientError, BotoCoreError: a refusal that would not pass by itself.
     """
-    wait = _FIRST_WAIT_SECONDS
+    backoff = Backoff(stopped, where)
     while True:
         try:
             return call()
         except (ClientError, BotoCoreError) as error:
             if not _passes(error):
                 raise
-            if wait > 1:
-                _LOGGER.warning("%s: %s; trying again", where, error)
-        if stopped.wait(wait * random.uniform(0.5, 1.0)):  # noqa: S311  (spreads retries)
-            raise StoppedError(where)
-        wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            reason = str(error)
+        backoff.wait(reason)
 
 
 def _passes(error: ClientError | BotoCoreError) -> bool:

@@ -13,7 +13,7 @@ from beamrec.schemas.errors import UsageError
 
 __all__ = ["Kind", "backend", "known_schemes", "reject_password", "scheme_of"]
 
-Kind = Literal["tables", "events", "files"]
+Kind = Literal["tables", "events", "sinks", "files"]
 
 # The empty scheme is a plain path.
 _MODULES: dict[Kind, dict[str, str]] = {
@@ -27,6 +27,9 @@ _MODULES: dict[Kind, dict[str, str]] = {
         "file": "beamrec.io.event_files",
         "kinesis": "beamrec.io.kinesis",
         "kafka": "beamrec.io.kafka",
+    },
+    "sinks": {
+        "kinesis": "beamrec.io.kinesis_sink",
     },
     "files": {
         "": "beamrec.io.local",
@@ -71,7 +74,7 @@ def backend(kind: Kind, uri: str, option: str) -> Any:
     """The module behind a URI.
 
     Args:
-      kind: `tables` (an `io.backend.Backend`), `events`, or `files` (stores of outputs).
+      kind: `tables` (an `io.backend.Backend`), `events`, `sinks`, or `files` (stores of outputs).
       uri: the URI or path.
       option: the flag that it came from, for the message.
 

@@ -21,6 +21,7 @@ from beamrec.io.release_folders import FetchRelease
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
 from beamrec.io.segments import WriteSegments
 from beamrec.io.shard_log import finish_publications
+from beamrec.io.sinks import open_sink
 from beamrec.io.store import clean_staged, open_store
 from beamrec.model.handler import TwoTowerHandler
 from beamrec.pipelines.arguments import parse_pipeline
@@ -49,8 +50,9 @@ class StreamOptions(VerbOptions):
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
         add = parser.add_argument
-        add("--input", default=default("input"), help="folder of JSONL files that grows (path or file://)")
+        add("--input", default=default("input"), help="folder of JSONL files that grows, or a stream [URI]")
         add("--output", default=default("output"), help="output folder (path or file://)")
+        add("--also", action="append", help="a stream to write the recommendations to as well [URI]")
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
         add("--runner", default="prism", help="prism, direct, or a Beam runner's own name")
@@ -113,6 +115,7 @@ class StreamConfig:
     retrieval: Retrieval = "auto"
     stop_when_idle: float | None = None
     cache: str = ""
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -195,6 +198,8 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
     records = recommended | "FormatRecords" >> FormatRecords(
         config.output_shape, config.seed, config.partition_style
     )
+    for number, uri in enumerate(config.also):
+        _ = records | f"Also{number}" >> open_sink(uri)
     _ = (
         (records, failed)
         | "Outcomes" >> beam.Flatten()
@@ -235,6 +240,8 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     store = open_store(config.output)
     # Before anything is started or written: a mistyped input must not bind the output folder to it.
     open_sources(config.input, config.source)
+    for uri in config.also:
+        open_sink(uri)
     release = _active_release(config)
     console.status(
         f"serving release {release}; reading {config.input}; a recommendation is written when its "
@@ -264,11 +271,16 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
 def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, list[str]]:
     """Flags as (config, runner, flags for Beam); raises UsageError."""
     values, beam_args = parse_pipeline("stream", StreamOptions, argv)
-    fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner")}
+    fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner", "also")}
     fields["vector_db"] = resolve_uri(fields["vector_db"], console.home)
     fields["cache"] = str(console.home / "cache" / "releases")
     return (
-        StreamConfig(shop=load_shop(values.shop), run=console.run_id("stream"), **fields),
+        StreamConfig(
+            shop=load_shop(values.shop),
+            run=console.run_id("stream"),
+            also=tuple(values.also or ()),
+            **fields,
+        ),
         values.runner,
         beam_args,
     )

@@ -1,4 +1,7 @@
-"""Two independent Kinesis servers, moto's and kinesalite, each behind a proxy that can refuse calls."""
+"""Two independent Kinesis servers, moto's and kinesalite, each behind a proxy that can refuse calls.
+
+Of moto's there are two: as it comes, and with resharding as Kinesis does it (see moto_kinesis.py).
+"""
 
 import contextlib
 import dataclasses
@@ -198,6 +201,15 @@ def moto_kinesis() -> Iterator[tuple[str, str]]:
     """URLs of moto's server and of its proxy."""
     if importlib.util.find_spec("moto") is None:
         _missing("a Kinesis server is needed: pip install 'moto[server]'")
+    with _serve(sys.executable, str(_HERE / "moto_kinesis.py"), "PORT") as urls:
+        yield urls
+
+
+@pytest.fixture(scope="session")
+def plain_moto_kinesis() -> Iterator[tuple[str, str]]:
+    """URLs of moto's server as it comes, and of its proxy."""
+    if importlib.util.find_spec("moto") is None:
+        _missing("a Kinesis server is needed: pip install 'moto[server]'")
     with _serve(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "PORT") as urls:
         yield urls
 
@@ -236,22 +248,16 @@ def _kinesalite_folder() -> Path:
 
 
 @pytest.fixture
-def moto_stream(moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
-    """A stream of two shards on moto's server."""
-    return _new_stream("moto", moto_kinesis, monkeypatch)
-
-
-@pytest.fixture
-def kinesalite_stream(kinesalite: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
-    """A stream of two shards on kinesalite, the only one of the two that ends a shard when it is split."""
-    return _new_stream("kinesalite", kinesalite, monkeypatch)
+def plain_moto(plain_moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
+    """A stream of two shards on moto's server as it comes."""
+    return _new_stream("moto", plain_moto_kinesis, monkeypatch)
 
 
 @pytest.fixture(params=["moto", "kinesalite"])
 def kinesis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     """A stream of two shards, on each server in turn."""
-    fixture = "moto_kinesis" if request.param == "moto" else "kinesalite"
-    return _new_stream(request.param, request.getfixturevalue(fixture), monkeypatch)
+    urls = request.getfixturevalue("moto_kinesis" if request.param == "moto" else "kinesalite")
+    return _new_stream(request.param, urls, monkeypatch)
 
 
 def _new_stream(kind: str, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
