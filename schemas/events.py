@@ -24,6 +24,7 @@ __all__ = [
     "RELEASE_URI",
     "RESERVED_FIELDS",
     "SERVING",
+    "SESSION",
     "SIMILAR",
     "STORED_VECTOR",
     "TIMESTAMP",
@@ -110,6 +111,9 @@ STORED_VECTOR = "stored_vector"
 """Column fixed_size_list<float32>[dim] of a batch whose release has no user tower: the vector that the
 release holds of the customer, null for a customer that it does not know."""
 
+SESSION = "session"
+"""Column string of the events of a shop whose events are single clicks; null where a click has none."""
+
 _OUR_COLUMNS = {
     *RAW_EVENTS.names,
     *OUTCOMES.names,
@@ -119,6 +123,7 @@ _OUR_COLUMNS = {
     "known",
     "similar",
     "user_vector",
+    SESSION,
     STORED_VECTOR,
     "candidates",
 }
@@ -156,6 +161,7 @@ def event_schema(shop: Shop) -> pa.Schema:
             pa.field("event_time", TIMESTAMP, nullable=False),
             pa.field("fields", pa.binary(), nullable=False),
             pa.field(shop.customers.key, key_type(shop.customers)),
+            *([pa.field(SESSION, pa.string())] if shop.events.shape == "click" else []),
             *user_columns,
             pa.field("history", pa.list_(entry), nullable=False),
         ]
