@@ -30,6 +30,7 @@ _MODULES: dict[Kind, dict[str, str]] = {
     },
     "sinks": {
         "kinesis": "beamrec.io.kinesis_sink",
+        "kafka": "beamrec.io.kafka_sink",
     },
     "files": {
         "": "beamrec.io.local",

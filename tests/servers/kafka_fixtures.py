@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import shutil
@@ -13,8 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 _POM = Path(__file__).parent / "kafka" / "pom.xml"
 _START_SECONDS = 120
@@ -121,23 +130,45 @@ class KafkaBroker:
         place = TopicPartition(topic, partition, before)
         self.admin().delete_records([place])[place].result(30)
 
-    def configure(self, topic: str, **config: str) -> None:
-        """Changes a topic's configuration, given with underscores for dots."""
-        from confluent_kafka.admin import AlterConfigOpType, ConfigEntry
-
-        entries = [
-            ConfigEntry(name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
-            for name, value in config.items()
-        ]
-        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
-        self.admin().incremental_alter_configs([resource])[resource].result(30)
-
-    def send(self, topic: str, values: Sequence[bytes | None], partition: int = 0, **options: int) -> None:
-        """Sends records to one partition and waits until the broker has them all."""
+    def send(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        partition: int = 0,
+        keys: Sequence[str] = (),
+        timestamp: int = 0,
+    ) -> None:
+        """Sends records to one partition and waits until the broker has them all; `timestamp` in ms."""
         producer = self.producer()
-        for value in values:
-            producer.produce(topic, value, partition=partition, **options)
+        for value, key in itertools.zip_longest(values, keys):
+            producer.produce(topic, value, key, partition=partition, timestamp=timestamp)
+            producer.poll(0)
         assert producer.flush(60) == 0, "the broker has not taken the records"
+
+    def values(self, topic: str, group: str = "reader") -> list[tuple[bytes | None, bytes | None]]:
+        """Key and value of all committed records of a topic, in order of partitions and offsets."""
+        found = {}
+        settings = {"bootstrap.servers": self.address, "group.id": group, "log_level": 2}
+        consumer = Consumer(settings | {"enable.partition.eof": True, "enable.auto.commit": False})
+        partitions = list(self.admin().list_topics(topic, timeout=30).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        ended = 0
+        while ended < len(partitions):
+            for message in consumer.consume(1000, 1):
+                if message.error() is None:
+                    found[message.partition(), message.offset()] = (message.key(), message.value())
+                ended += message.error() is not None
+        consumer.close()
+        return [found[place] for place in sorted(found)]
+
+    def group_offsets(self, group: str, topic: str) -> dict[int, int]:
+        """Committed offset of each partition that has one."""
+        request = ConsumerGroupTopicPartitions(group)
+        with contextlib.suppress(KafkaException):  # no such group yet
+            answer = self.admin().list_consumer_group_offsets([request])[group].result(30)
+            places = [place for place in answer.topic_partitions if place.topic == topic]
+            return {place.partition: place.offset for place in places if place.offset >= 0}
+        return {}
 
     def producer(self, **settings: str) -> Producer:
         """A producer of another client's defaults than those under test."""

@@ -1,0 +1,157 @@
+"""Recommendations out to a Kafka topic: at least once, under their event ids.
+
+The producer is idempotent: what it sends again by itself, after an outage, comes once. A batch that is
+processed again (a retry, a restart) is sent again, and duplicates that the files take out are sent too: a
+consumer that minds tells them by `event_id`, which is the key as well, so that all copies of a record go to
+one partition, and to the same one that Java's clients would choose.
+"""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from beamrec.io.kafka_client import Address, check_topic, explain, parse_address
+from beamrec.schemas.errors import BeamrecError
+from beamrec.schemas.events import Fate
+
+__all__ = ["LineProducer", "WriteKafka", "open_sink"]
+
+_OPTION = "--also"
+_MAX_BYTES = 100 << 20  # of a record; the broker's and the topic's own limits are lower
+_QUEUE_KIB = 32 << 10
+_LOGGER = logging.getLogger(__name__)
+
+
+def open_sink(uri: str) -> "WriteKafka":
+    """A transform that writes to the topic.
+
+    Raises:
+      UsageError: the URI is not of the form, or there is no such topic.
+      UnavailableError: the brokers do not answer, or refuse.
+    """
+    address = parse_address(uri, _OPTION)
+    check_topic(address)
+    return WriteKafka(address)
+
+
+class LineProducer:
+    """Sends lines to a topic and waits until the brokers have them.
+
+    Args:
+      stopped: makes it give up.
+    """
+
+    def __init__(self, address: Address, stopped: threading.Event) -> None:
+        self._address, self._stopped = address, stopped
+        self._open = self._too_large = 0
+        self._refused: KafkaError | None = None
+        self._producer = Producer(
+            {
+                **address.client(),
+                "enable.idempotence": True,
+                "message.timeout.ms": 0,  # an outage is waited out
+                "message.max.bytes": _MAX_BYTES,
+                "queue.buffering.max.kbytes": _QUEUE_KIB,
+                "partitioner": "murmur2_random",
+                "compression.type": "lz4",
+                "linger.ms": 5,
+                "error_cb": self._hear,
+            },
+            logger=_LOGGER,
+        )
+
+    def send(self, lines: Sequence[tuple[str, bytes]]) -> int:
+        """Sends lines, each under its key; returns how many were too large for the topic.
+
+        Raises:
+          UnavailableError: the brokers refuse.
+          BeamrecError: `stopped` was set.
+        """
+        self._too_large, self._refused = 0, None
+        for key, line in lines:
+            self._send(key, line)
+        while self._open:
+            self._wait()
+        return self._too_large
+
+    def _send(self, key: str, line: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(self._address.topic, line, key, on_delivery=self._delivered)
+            except BufferError:
+                self._wait()
+                continue
+            except KafkaException as error:
+                self._failed(error.args[0])
+                return
+            self._open += 1
+            return
+
+    def _wait(self) -> None:
+        """Lets deliveries be reported for a moment."""
+        self._producer.poll(0.1)
+        if self._refused is not None:
+            raise explain(self._address.where, self._refused)
+        if self._stopped.is_set():
+            raise BeamrecError(f"{self._address.where}: stopped with {self._open} records under way")
+
+    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+        self._open -= 1
+        if error is not None:
+            self._failed(error)
+
+    def _failed(self, error: KafkaError) -> None:
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self._too_large += 1
+        else:
+            self._refused = error
+
+    def _hear(self, error: KafkaError) -> None:
+        """Told by the client, which connects again by itself."""
+        _LOGGER.warning("%s: %s", self._address.where, error.str())
+
+    def close(self) -> None:
+        """Forgets what is under way."""
+        self._producer.purge()
+        self._producer.poll(0)
+
+
+class _SendDoFn(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, address: Address) -> None:
+        self._address = address
+
+    def setup(self) -> None:
+        self._stopped = threading.Event()
+        self._producer = LineProducer(self._address, self._stopped)
+
+    def teardown(self) -> None:
+        self._stopped.set()
+        self._producer.close()
+
+    def process(self, outcomes: pa.RecordBatch) -> Iterator[int]:
+        columns: Any = (outcomes.column(name).to_pylist() for name in ("event_id", "fate", "line"))
+        lines = [(key, line) for key, fate, line in zip(*columns, strict=True) if fate == Fate.VISIBLE]
+        too_large = self._producer.send(lines)
+        Metrics.counter("kafka", "sent").inc(len(lines) - too_large)
+        if too_large:
+            Metrics.counter("kafka", "too_large").inc(too_large)
+            _LOGGER.error("%s: %d records are too large for the topic", self._address.where, too_large)
+        yield len(lines) - too_large
+
+
+@dataclasses.dataclass(eq=False)
+class WriteKafka(beam.PTransform):  # type: ignore[misc]
+    """Writes the lines of visible outcomes to a topic, at least once, under their event ids."""
+
+    address: Address
+
+    def expand(self, outcomes: beam.PCollection) -> beam.PCollection:
+        """[OUTCOMES] -> how many records were sent, a number a batch."""
+        return outcomes | "Send" >> beam.ParDo(_SendDoFn(self.address)).with_output_types(int)
