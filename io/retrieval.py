@@ -23,6 +23,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.exact_product import best_items
 from beamrec.io.neighbour_cache import NeighbourCache
 from beamrec.io.pgvector import Catalogue, ReleaseStore
+from beamrec.io.serving_release import Prepare, ServingRelease
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import (
     CANDIDATES,
@@ -49,6 +50,7 @@ _EXACT_BYTES_OF_BATCHES, _EXACT_ROWS = 256 * 2**20, 16
 _FRESH_SECONDS = 1.0
 _CACHED_RELEASES = 3
 _LEAST_POPULAR = 256
+_USUAL_HISTORY = 64  # distinct products
 
 
 def enrich(
@@ -179,12 +181,26 @@ class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
 
 
 class _EnrichDoFn(_StoreDoFn):
-    def __init__(self, vector_db: str, shop: Shop) -> None:
+    _shared_serving = shared.Shared()
+
+    def __init__(self, vector_db: str, shop: Shop, prepare: Prepare | None = None) -> None:
         super().__init__(vector_db)
         self._shop = shop
+        self._prepare = prepare
+
+    def setup(self) -> None:
+        super().setup()
+        # One a worker: a second one could not tell that the first has a release prepared already.
+        self._serving = self._shared_serving.acquire(self._make_serving, tag=(self._vector_db, self._shop))
+
+    def _make_serving(self) -> ServingRelease:
+        releases = self._releases
+        return ServingRelease(releases.active, releases.release, self._prepare)
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        yield enrich(batch, self._shop, self._releases.neighbours, self._releases.active())
+        release = self._serving.current()
+        Metrics.counter("enrich", "release_load_failures").inc(self._serving.take_failures())
+        yield enrich(batch, self._shop, self._releases.neighbours, release)
 
 
 class _SearchDoFn(_StoreDoFn):
@@ -202,9 +218,16 @@ class _SearchDoFn(_StoreDoFn):
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         release = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
         # Items of the history are taken out later, so look for that many more.
-        lengths = batch.column("history").value_lengths().to_numpy(zero_copy_only=False)
-        count = self._items + int(lengths.max(initial=0))
-        column = batch.column("user_vector")
+        seen = np.bincount(_distinct_products(batch.column("history"))[0], minlength=batch.num_rows)
+        parts, order = [pa.array([], CANDIDATES)], []
+        for rows in _by_length(seen):
+            vectors = batch.column("user_vector").take(pa.array(rows))
+            parts.append(self._candidates(release, vectors, self._items + int(seen[rows].max())))
+            order.extend(rows)
+        found = pa.concat_arrays(parts).take(pa.array(np.argsort(order)))
+        yield batch.append_column("candidates", found)
+
+    def _candidates(self, release: ActiveRelease, column: pa.FixedSizeListArray, count: int) -> pa.ListArray:
         scored = column.is_valid().to_numpy(zero_copy_only=False)
         vectors = column.drop_null().flatten().to_numpy().reshape(-1, column.type.list_size)
         parts = [self._search(release, vectors, count)]
@@ -212,7 +235,7 @@ class _SearchDoFn(_StoreDoFn):
             parts.append(_by_rank(self._releases.popular(release, count)))
         # Rows without a vector take what stands behind those that were found.
         places = np.where(scored, np.cumsum(scored) - 1, len(vectors))
-        yield batch.append_column("candidates", pa.concat_arrays(parts).take(pa.array(places)))
+        return pa.concat_arrays(parts).take(pa.array(places))
 
     def _search(self, release: ActiveRelease, vectors: npt.NDArray[np.float32], count: int) -> pa.ListArray:
         if not len(vectors):
@@ -232,6 +255,13 @@ class _SearchDoFn(_StoreDoFn):
         return pa.ListArray.from_arrays(offsets, entries, type=CANDIDATES)
 
 
+def _by_length(seen: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Rows that are looked for together: one long history would make the candidates of all others as many."""
+    usual = seen <= _USUAL_HISTORY
+    groups = [np.flatnonzero(usual), *np.flatnonzero(~usual)[:, None]]
+    return [rows for rows in groups if len(rows)]
+
+
 def _by_rank(ids: list[str]) -> pa.ListArray:
     """One row: items scored by reciprocal rank."""
     return pa.array([[{"id": i, "score": 1.0 / (rank + 1)} for rank, i in enumerate(ids)]], CANDIDATES)
@@ -244,16 +274,21 @@ class _UpsertDoFn(_StoreDoFn):
 
 @dataclasses.dataclass(eq=False)
 class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
-    """`enrich` with the active release, asked for again after a second."""
+    """`enrich` with the active release, asked for again after a second.
+
+    Attributes:
+      prepare: called with a release before the first batch is stamped with it, beside the one that serves;
+        if it raises, that one goes on serving and `release_load_failures` counts it.
+    """
 
     vector_db: str
     shop: Shop
+    prepare: Prepare | None = None
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """[event_schema] -> [the same with `known` and `similar`, stamped with a release]."""
-        return batches | "LookUp" >> beam.ParDo(_EnrichDoFn(self.vector_db, self.shop)).with_output_types(
-            pa.RecordBatch
-        )
+        look_up = beam.ParDo(_EnrichDoFn(self.vector_db, self.shop, self.prepare))
+        return batches | "LookUp" >> look_up.with_output_types(pa.RecordBatch)
 
 
 @dataclasses.dataclass(eq=False)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
+from apache_beam.utils import shared
 
 from beamrec.model.embeddings import read_embeddings
 from beamrec.model.preprocessing import FeatureSpec, raw_arrays, read_vocabulary
 from beamrec.model.release import SCALERS, USER_EMBEDDINGS, USER_TOWER, local_folder, verify_release
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import RELEASE_CHECKSUM, RELEASE_URI, STORED_VECTOR
-from beamrec.schemas.releases import ReleaseManifest
+from beamrec.schemas.releases import ActiveRelease, ReleaseManifest
 from beamrec.schemas.shop import Feature, Shop
 
 __all__ = [
@@ -37,6 +38,9 @@ FetchRelease = Callable[[str, str], Path]
 _KEPT_RELEASES = 3
 
 _log = logging.getLogger(__name__)
+
+# `prepare` and RunInference, which keeps what `load_model` returns, mean the same cache.
+_caches = shared.Shared()
 
 
 def quiet_tensorflow(threads: int | None = None) -> Any:
@@ -187,9 +191,23 @@ class TwoTowerHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ReleaseCache]
         self._fetch = fetch
 
     def load_model(self) -> ReleaseCache:
-        """An empty cache; TensorFlow is imported now, on the worker, and not at the first batch."""
+        """The worker's cache; TensorFlow is imported now, on the worker, and not at the first batch."""
         quiet_tensorflow(threads=1)
-        return ReleaseCache(FeatureSpec.from_shop(self._shop), self._fetch)
+        spec = FeatureSpec.from_shop(self._shop)
+        cache: ReleaseCache = _caches.acquire(
+            lambda: ReleaseCache(spec, self._fetch), tag=(self._shop, self._fetch)
+        )
+        return cache
+
+    def prepare(self, release: ActiveRelease) -> None:
+        """Loads a release on this worker before a batch is stamped with it.
+
+        Raises:
+          UsageError: the folder is not there, or of another shop.
+          BadDataError: the folder is not what was loaded into the store.
+        """
+        if release.has_user_tower:
+            self.load_model().get(release.uri, release.checksum)
 
     def run_inference(
         self, batch: pa.RecordBatch, model: ReleaseCache, inference_args: dict[str, Any] | None = None

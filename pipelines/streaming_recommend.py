@@ -173,15 +173,15 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
         | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds)
         | "ParseEvents" >> ParseEvents(config.shop, config.dedupe_key, config.future_tolerance)
     )
+    handler = TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache))
     windows = parsed.events | "SplitWindows" >> SplitWindows(
         config.window_seconds, config.allowed_lateness, config.max_delay
     )
     recommended = (
         windows.events
         | "WindowEvents" >> WindowBatches(config.window_seconds)
-        | "EnrichFromPgvector" >> EnrichFromPgvector(config.vector_db, config.shop)
-        | "UserTower"
-        >> RunInference(TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache)))
+        | "EnrichFromPgvector" >> EnrichFromPgvector(config.vector_db, config.shop, handler.prepare)
+        | "UserTower" >> RunInference(handler)
         | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
         | "Recommend" >> Recommend(config.items)
     )

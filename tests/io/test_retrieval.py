@@ -100,6 +100,26 @@ def test_search_items_by_product_and_by_index_have_one_contract(
         assert_that(found, check)
 
 
+def test_one_long_history_does_not_make_the_candidates_of_all_rows_as_many(
+    database: str, store: ReleaseStore, make_release: Make
+) -> None:
+    release = make_release(items=400)
+    store.load(release)
+    everything = list(release.item_ids)
+    histories = [["P1"] * 5_000, everything[:300], ["P2", "P3"], [], everything[:390]]
+    vectors = [release.user_vectors[row] if row != 3 else None for row in range(5)]
+    batch = with_vectors(release.manifest.id, histories, vectors, 8)
+    search = _SearchDoFn(database, 3, "exact")
+    search._releases = _Releases(database)
+    (found,) = search.process(batch)
+    candidates = found.column("candidates")
+    assert candidates.value_lengths().to_pylist() == [5, 303, 5, 5, 393]
+    for row, user in ((0, 0), (1, 1), (2, 2), (4, 4)):
+        products = release.item_vectors.astype(np.float64) @ release.user_vectors[user]
+        best = np.argsort(-products)[:3]
+        assert [entry["id"] for entry in candidates[row].as_py()[:3]] == [release.item_ids[i] for i in best]
+
+
 def test_the_release_is_the_active_one_and_is_stamped(database: str, release: ReleaseContents) -> None:
     def check(batches: list[pa.RecordBatch]) -> None:
         (batch,) = batches
@@ -180,5 +200,5 @@ def test_popular_items_are_asked_for_again_where_a_history_is_longer(
     store.load(made)
     search = searcher(database, "exact")
     for viewed in (0, 300, 10, 500):
-        (found,) = ids(search, with_vectors("longer", [["P1"] * viewed], [None], 8))
+        (found,) = ids(search, with_vectors("longer", [[f"X{i}" for i in range(viewed)]], [None], 8))
         assert found == list(made.popular[: 3 + viewed])
