@@ -2,18 +2,21 @@
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
-from beamrec.schemas.events import CANDIDATES, OUTCOMES, RELEASE_ID, SIMILAR, TIMESTAMP, Fate, rfc3339
+from beamrec.schemas.events import CANDIDATES, OUTCOMES, RELEASE_ID, SIMILAR, TIMESTAMP, Fate
 from beamrec.schemas.paths import RECOMMENDATIONS, PartitionStyle, hour_folder
-from beamrec.transforms.outcomes import hour_of
+from beamrec.transforms.ranked_lists import ProductsOfRows, as_objects, kept, lengths_of, sliced
 
 __all__ = [
     "FormatRecords",
@@ -25,6 +28,7 @@ __all__ = [
 ]
 
 OutputShape = Literal["full", "course"]
+_HOUR_US = 3_600_000_000
 
 
 def recommend(batch: pa.RecordBatch, items: int) -> pa.RecordBatch:
@@ -39,22 +43,22 @@ def recommend(batch: pa.RecordBatch, items: int) -> pa.RecordBatch:
       The batch with `recommended_items` and `similar_items` instead of `candidates` and `similar`,
       without the items of the history, and with `served_by` and `processed_at`.
     """
-    rows = batch.select(["history", "known", "candidates", "similar"]).to_pylist()
-    scored = batch.column("user_vector").is_valid().to_pylist()
-    recommended, similar, served_by = [], [], []
-    for row, has_vector in zip(rows, scored, strict=True):
-        seen = {str(entry["product"]) for entry in row["history"]}
-        recommended.append(_without(row["candidates"], seen, items))
-        similar.append([{**s, "items": _without(s["items"], seen, items)} for s in row["similar"]])
-        served_by.append(_path(has_vector, row["known"]))
+    seen = _products(batch.column("history"))
+    rows = np.arange(batch.num_rows)
+    similar = batch.column("similar")
+    entries = similar.flatten()
+    items_of = _without(entries.field("items"), np.repeat(rows, lengths_of(similar)), seen, items)
+    structs = pa.StructArray.from_arrays(
+        [entries.field("product"), items_of], fields=list(SIMILAR.value_type)
+    )
     now = datetime.now(UTC)
     kept = batch.drop_columns(["candidates", "similar", "user_vector", "known"])
     return pa.RecordBatch.from_arrays(
         [
             *kept.columns,
-            pa.array(recommended, CANDIDATES),
-            pa.array(similar, SIMILAR),
-            pa.array(served_by, pa.string()),
+            _without(batch.column("candidates"), rows, seen, items),
+            pa.ListArray.from_arrays(_offsets(lengths_of(similar)), structs, type=SIMILAR),
+            _paths(batch.column("user_vector"), batch.column("known")),
             pa.array([now] * batch.num_rows, TIMESTAMP),
         ],
         schema=_extended(kept.schema),
@@ -70,14 +74,32 @@ def _extended(schema: pa.Schema) -> pa.Schema:
     )
 
 
-def _without(ranked: Sequence[dict[str, Any]], seen: set[str], items: int) -> list[dict[str, Any]]:
-    return [entry for entry in ranked if entry["id"] not in seen][:items]
+def _products(history: pa.ListArray, flags: pa.BooleanArray | None = None) -> ProductsOfRows:
+    """The products of each row's history as text; with flags, those of the entries where it is set."""
+    rows, products = (
+        np.repeat(np.arange(len(history)), lengths_of(history)),
+        history.flatten().field("product"),
+    )
+    if flags is not None:
+        rows, products = rows[np.asarray(flags)], products.filter(flags)
+    return ProductsOfRows(rows, products.cast(pa.string()))
 
 
-def _path(has_vector: bool, known: bool) -> str:
-    if not has_vector:
-        return "popular"
-    return "known_customer" if known else "cold_customer"
+def _without(
+    ranked: pa.ListArray, rows: npt.NDArray[np.int64], seen: ProductsOfRows, items: int
+) -> pa.ListArray:
+    """The first `items` entries of each list that its row has not seen."""
+    ids = ranked.flatten().field("id")
+    return kept(ranked, ~seen.have(np.repeat(rows, lengths_of(ranked)), ids), items)
+
+
+def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+
+def _paths(vectors: pa.Array, known: pa.BooleanArray) -> pa.StringArray:
+    by_customer = pc.if_else(known, "known_customer", "cold_customer")
+    return pc.if_else(vectors.is_valid(), by_customer, "popular")
 
 
 def format_records(
@@ -94,62 +116,95 @@ def format_records(
     Returns:
       OUTCOMES with fate visible, in the hour of the event time.
     """
-    release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
-    build = _course if shape == "course" else _full
-    rows = batch.to_pylist()
-    return pa.RecordBatch.from_pylist(
+    times = np.asarray(batch.column("event_time").cast(pa.int64()))
+    hours, hour_of_row = np.unique(times // _HOUR_US, return_inverse=True)
+    starts = pa.array(hours * _HOUR_US).cast(TIMESTAMP)
+    folders = pa.array(
+        [hour_folder(RECOMMENDATIONS, hour, style) for hour in starts.to_pylist()], pa.string()
+    )
+    added = _course(batch, seed) if shape == "course" else _full(batch)
+    lines = list(map(_splice, batch.column("fields").to_pylist(), map(orjson.dumps, added)))
+    return pa.RecordBatch.from_arrays(
         [
-            {
-                "source": row["source"],
-                "after": row["after"],
-                "position": row["position"],
-                "event_id": row["event_id"],
-                "fate": str(Fate.VISIBLE),
-                "folder": hour_folder(RECOMMENDATIONS, row["event_time"], style),
-                "hour": hour_of(row["event_time"]),
-                "line": _splice(row["fields"], build(row, release, seed)),
-            }
-            for row in rows
+            *(batch.column(name) for name in ("source", "after", "position", "event_id")),
+            pa.array([str(Fate.VISIBLE)] * batch.num_rows, pa.string()),
+            folders.take(pa.array(hour_of_row)),
+            starts.take(pa.array(hour_of_row)),
+            pa.array(lines, pa.binary()),
         ],
         schema=OUTCOMES,
     )
 
 
-def _full(row: dict[str, Any], release: str, seed: int) -> dict[str, Any]:
-    return {
-        "recommended_items": row["recommended_items"],
-        "similar_items": similar_of_cart(row),
-        "event_id": row["event_id"],
-        "event_time": rfc3339(row["event_time"]),
-        "release": release,
-        "served_by": row["served_by"],
-        "processed_at": rfc3339(row["processed_at"]),
-    }
+def _full(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
+    columns = zip(
+        as_objects(batch.column("recommended_items")),
+        similar_of_cart(batch),
+        batch.column("event_id").to_pylist(),
+        _rfc3339(batch.column("event_time")),
+        batch.column("served_by").to_pylist(),
+        _rfc3339(batch.column("processed_at")),
+        strict=True,
+    )
+    for recommended, similar, event_id, event_time, served_by, processed_at in columns:
+        yield {
+            "recommended_items": recommended,
+            "similar_items": similar,
+            "event_id": event_id,
+            "event_time": event_time,
+            "release": release,
+            "served_by": served_by,
+            "processed_at": processed_at,
+        }
 
 
-def _course(row: dict[str, Any], release: str, seed: int) -> dict[str, Any]:
-    entries = row["similar_items"]
-    draw = random.Random(f"{seed}:{row['event_id']}")  # noqa: S311  (a sample, not a secret)
-    return {
-        "recommended_items": row["recommended_items"],
-        "similar_items": _similar(draw.choice(entries)) if entries else None,
-    }
+def _course(batch: pa.RecordBatch, seed: int) -> Iterator[dict[str, Any]]:
+    columns = zip(
+        as_objects(batch.column("recommended_items")),
+        _similar(batch.column("similar_items")),
+        batch.column("event_id").to_pylist(),
+        strict=True,
+    )
+    for recommended, entries, event_id in columns:
+        draw = random.Random(f"{seed}:{event_id}")  # noqa: S311  (a sample, not a secret)
+        drawn = draw.choice(entries) if entries else None
+        yield {"recommended_items": recommended, "similar_items": drawn}
 
 
-def similar_of_cart(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Similar items per product in the cart, or per product viewed if the cart is empty."""
-    cart = {str(entry["product"]) for entry in row["history"] if entry["in_cart"]}
-    return [_similar(s) for s in row["similar_items"] if not cart or s["product"] in cart]
+def similar_of_cart(batch: pa.RecordBatch) -> list[list[dict[str, Any]]]:
+    """Each row's similar items per product in the cart, or per product viewed if the cart is empty.
+
+    Args:
+      batch: what `recommend` returns.
+    """
+    history, similar = batch.column("history"), batch.column("similar_items")
+    in_cart = history.flatten().field("in_cart")
+    rows = np.repeat(np.arange(batch.num_rows), lengths_of(history))[np.asarray(in_cart)]
+    empty = np.ones(batch.num_rows, bool)
+    empty[rows] = False
+    of_rows = np.repeat(np.arange(batch.num_rows), lengths_of(similar))
+    there = _products(history, in_cart).have(of_rows, similar.flatten().field("product"))
+    return _similar(kept(similar, there | empty[of_rows]))
 
 
-def _similar(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"product_code": entry["product"], "similar_items": entry["items"]}
+def _similar(similar: pa.ListArray) -> list[list[dict[str, Any]]]:
+    """SIMILAR as it stands in a record."""
+    entries = similar.flatten()
+    pairs = zip(entries.field("product").to_pylist(), as_objects(entries.field("items")), strict=True)
+    objects = [{"product_code": product, "similar_items": items} for product, items in pairs]
+    return sliced(objects, lengths_of(similar))
 
 
-def _splice(fields: bytes, added: dict[str, Any]) -> bytes:
+def _rfc3339(times: pa.TimestampArray) -> list[str]:
+    """As `schemas.events.rfc3339` writes them: microseconds where there are any."""
+    texts = np.datetime_as_string(np.asarray(times.cast(pa.int64())).astype("datetime64[us]")).tolist()
+    return [f"{text.removesuffix('.000000')}Z" for text in texts]
+
+
+def _splice(fields: bytes, added: bytes) -> bytes:
     """The event's own object with more fields behind, without parsing it again."""
-    head = fields[:-1] + (b"," if len(fields) > 2 else b"")
-    return head + orjson.dumps(added)[1:]
+    return fields[:-1] + (b"," if len(fields) > 2 else b"") + added[1:]
 
 
 @dataclasses.dataclass(eq=False)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import RELEASE_ID, SERVING
 from beamrec.schemas.shop import Shop
+from beamrec.transforms.ranked_lists import as_objects
 from beamrec.transforms.recommend import similar_of_cart
 
 __all__ = ["ServingRows", "serving_rows"]
@@ -17,21 +18,19 @@ __all__ = ["ServingRows", "serving_rows"]
 def serving_rows(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
     """What `recommend` returns as SERVING; events without a customer have no row."""
     release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
-    rows = [
-        {
-            "customer_id": str(row[shop.customers.key]),
-            "event_id": row["event_id"],
-            "event_time": row["event_time"],
-            "processed_at": row["processed_at"],
-            "release": release,
-            "served_by": row["served_by"],
-            "recommended_items": orjson.dumps(row["recommended_items"]).decode(),
-            "similar_items": orjson.dumps(similar_of_cart(row)).decode(),
-        }
-        for row in batch.to_pylist()
-        if row[shop.customers.key] is not None
-    ]
-    return pa.RecordBatch.from_pylist(rows, schema=SERVING)
+    batch = batch.filter(batch.column(shop.customers.key).is_valid())
+    similar = map(orjson.dumps, similar_of_cart(batch))
+    recommended = map(orjson.dumps, as_objects(batch.column("recommended_items")))
+    return pa.RecordBatch.from_arrays(
+        [
+            batch.column(shop.customers.key).cast(pa.string()),
+            *(batch.column(name) for name in ("event_id", "event_time", "processed_at")),
+            pa.array([release] * batch.num_rows, pa.string()),
+            batch.column("served_by"),
+            *(pa.array([text.decode() for text in texts], pa.string()) for texts in (recommended, similar)),
+        ],
+        schema=SERVING,
+    )
 
 
 @dataclasses.dataclass(eq=False)

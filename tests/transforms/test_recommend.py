@@ -135,6 +135,22 @@ def test_serving_rows_leave_out_events_without_a_customer():
     assert rows.column("release").to_pylist() == ["r1"]
 
 
+def test_a_slice_gives_what_its_rows_give_and_no_rows_give_none():
+    batch = scored(
+        {}, {"event_id": "e2", "history": []}, {"event_id": "e3", "known": False, "customerNumber": 7}
+    )
+    ranked = recommend(batch, 3)
+    for shape in ("full", "course"):
+        whole = format_records(ranked, shape)
+        for begin, end in ((0, 0), (1, 2), (1, 3)):
+            assert format_records(ranked.slice(begin, end - begin), shape).equals(
+                whole.slice(begin, end - begin)
+            )
+    assert serving_rows(ranked.slice(2), CLASSICMODELS).column("customer_id").to_pylist() == ["7"]
+    part = recommend(batch.slice(1), 3).drop_columns(["processed_at"])
+    assert part.equals(ranked.slice(1).drop_columns(["processed_at"]))
+
+
 def test_the_transforms_are_the_functions():
     with TestPipeline() as pipeline:
         ranked = pipeline | beam.Create([scored({}, {"event_id": "e2"})]) | Recommend(5)
