@@ -16,7 +16,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ReadTimeoutError,
+)
 
 from beamrec.io.aws import error_code, explained, open_client, region_of
 from beamrec.schemas.errors import UsageError
@@ -217,7 +223,16 @@ class Stream:
             arguments = {"NextToken": answer["NextToken"]}
 
     def iterator(self, shard: str, place: str) -> str:
-        """An iterator at a place of a shard."""
+        """An iterator at a place of a shard; for a time it may be one before that time."""
+        try:
+            return self._iterator(shard, place)
+        except ReadTimeoutError:
+            # Kinesalite does not answer before it has a record of that time or later.
+            if not place.startswith("@"):
+                raise
+            return self._iterator(shard, HORIZON)
+
+    def _iterator(self, shard: str, place: str) -> str:
         kind: dict[str, Any] = {"ShardIteratorType": "TRIM_HORIZON"}
         if place.startswith("@"):
             kind = {"ShardIteratorType": "AT_TIMESTAMP", "Timestamp": int(place[1:]) / 1e6}

@@ -99,6 +99,18 @@ class KinesisServer:
         )
         self._wait_until_active()
 
+    def make_anew(self) -> None:
+        """Another stream of the same name."""
+        client = self.client
+        client.delete_stream(StreamName=self.stream)
+        deadline = time.monotonic() + _START_SECONDS
+        while self.stream in client.list_streams()["StreamNames"]:
+            assert time.monotonic() < deadline, "the stream was not deleted"
+            time.sleep(0.05)
+        time.sleep(1)  # sequence numbers tell the time of creation to the second
+        client.create_stream(StreamName=self.stream, ShardCount=2)
+        self._wait_until_active()
+
     @contextlib.contextmanager
     def faults(self, rate: float = 0.2) -> Iterator[None]:
         """Refuses that part of all calls while in the block; fails if a kind never came."""
