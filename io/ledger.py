@@ -3,14 +3,14 @@
 The fates live in the shard logs, what was read in the source log; here they are put together.
 """
 
-import collections
 import dataclasses
 import json
 
 import numpy as np
 
-from beamrec.io.shard_log import list_shards, read_entries, unpublished
-from beamrec.io.source_log import Part, has_gap, read_parts
+from beamrec.io.books import Books, SourceState
+from beamrec.io.entries import entry_folder, list_shards, read_entries, unpublished
+from beamrec.io.numbered import numbers
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import Fate
@@ -102,12 +102,11 @@ class Progress:
     @classmethod
     def load(cls, store: Store) -> "dict[str, Progress]":
         """Reads the fates of all shards; sources without any fate are absent."""
-        sources, progress = _read_sources(store), {}
-        for source, (after, position, _) in _intervals(store).items():
-            origin = sources[source][0].after if source in sources else 0
-            prefix = _contiguous(after, position, origin)
-            resume = int(position[prefix - 1]) if prefix else origin
-            progress[source] = cls(resume, frozenset(position[prefix:].tolist()))
+        progress = {}
+        for source, state in _read(store).sources.items():
+            if state.fated:
+                resume, tiled = state.tiled()
+                progress[source] = cls(resume, frozenset(state.position[tiled:].tolist()))
         return progress
 
 
@@ -131,113 +130,64 @@ class Account:
 
 def account(store: Store) -> Account:
     """Adds up an output folder: *in* from the source log, fates from the shard logs, gaps from both."""
-    sources, intervals = _read_sources(store), _intervals(store)
-    fates: collections.Counter[str] = collections.Counter()
-    records, faults = 0, [f"{path} was never published" for path in unpublished(store)]
-    if has_gap(store):
-        faults.append("an entry of _ledger/sources is missing")
-    for source in sorted({*sources, *intervals}):
-        parts = sources.get(source, [])
-        records += sum(part.records for part in parts)
-        after, position, kinds = intervals.get(source, _NOTHING)
-        fates.update(kinds)
-        begin, end = (parts[0].after, parts[-1].position) if parts else (0, 0)
-        faults += _faults(source, begin, end, after, position)
-    return Account(_summary(records, fates), tuple(faults))
+    books = _read(store)
+    faults = [f"{path} was never published" for path in unpublished(store)] + books.check()
+    for source, state in sorted(books.sources.items()):
+        faults += _faults(source, state)
+    return Account(_summary(books), tuple(faults))
 
 
-def _summary(records: int, fates: "collections.Counter[str]") -> StageSummary:
+def _read(store: Store) -> Books:
+    books = Books(store)
+    books.update()
+    return books
+
+
+def _summary(books: Books) -> StageSummary:
     return StageSummary(
-        records_in=records,
-        out=fates[Fate.VISIBLE],
-        dead_letters=fates[Fate.DEAD_LETTER],
-        duplicates=fates[Fate.DUPLICATE],
-        expired=fates[Fate.EXPIRED],
+        records_in=books.records,
+        out=books.fates[Fate.VISIBLE],
+        dead_letters=books.fates[Fate.DEAD_LETTER],
+        duplicates=books.fates[Fate.DUPLICATE],
+        expired=books.fates[Fate.EXPIRED],
     )
 
 
 class Tally:
     """The counts of an output folder while a job runs; each `update` reads only what is new.
 
-    It finds no gaps and overlaps: `account` does, when the job is at rest.
+    It finds no gaps and overlaps: `account` does, when the job is at rest. Since it has read everything, it
+    also writes the snapshots of the account, by which the next start and the workers need not.
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._records = 0
-        self._parts_seen = 0
-        self._entries_seen: collections.Counter[int] = collections.Counter()
-        self._fates: collections.Counter[str] = collections.Counter()
+        self._books = Books(store)
 
     def update(self) -> StageSummary:
         """The counts now, over all runs; `seconds` is 0."""
-        for parts in read_parts(self._store, self._parts_seen):
-            self._parts_seen += 1
-            self._records += sum(part.records for part in parts)
-        for shard in list_shards(self._store):
-            for entry in read_entries(self._store, shard, self._entries_seen[shard]):
-                self._entries_seen[shard] += 1
-                self._fates.update(entry.rows["fate"].to_pylist())
-        return _summary(self._records, self._fates)
+        self._books.update()
+        self._books.save_if_due()
+        return _summary(self._books)
 
 
 def missing_segments(store: Store) -> list[str]:
-    """Paths of committed segments that are not there (removed by hand or by a retention rule)."""
+    """Paths of committed segments that are not there (removed by hand or by a retention rule).
+
+    Knows those of the entries that are still kept.
+    """
     return [
         segment.path
         for shard in list_shards(store)
-        for entry in read_entries(store, shard)
+        for entry in read_entries(store, shard, next(iter(numbers(store, entry_folder(shard), ".arrow")), 0))
         for segment in entry.segments
         if not store.exists(segment.path)
     ]
 
 
-_Intervals = tuple[np.ndarray, np.ndarray, list[str]]
-_NOTHING: _Intervals = (np.empty(0, np.int64), np.empty(0, np.int64), [])
-
-
-def _read_sources(store: Store) -> dict[str, list[Part]]:
-    """The parts of each source, in order."""
-    sources: dict[str, list[Part]] = {}
-    for parts in read_parts(store):
-        for part in parts:
-            sources.setdefault(part.source, []).append(part)
-    return sources
-
-
-def _intervals(store: Store) -> dict[str, _Intervals]:
-    """Sorted (after, position, fate) of every fated record, by source."""
-    collected: dict[str, tuple[list[int], list[int], list[str]]] = {}
-    for shard in list_shards(store):
-        for entry in read_entries(store, shard):
-            columns = (entry.rows[n].to_pylist() for n in ("source", "after", "position", "fate"))
-            for source, after, position, fate in zip(*columns, strict=True):
-                lists = collected.setdefault(source, ([], [], []))
-                lists[0].append(after)
-                lists[1].append(position)
-                lists[2].append(fate)
-    sorted_intervals = {}
-    for source, (afters, positions, fates) in collected.items():
-        order = np.argsort(np.asarray(positions, np.int64), kind="stable")
-        sorted_intervals[source] = (
-            np.asarray(afters, np.int64)[order],
-            np.asarray(positions, np.int64)[order],
-            [fates[i] for i in order],
-        )
-    return sorted_intervals
-
-
-def _contiguous(after: np.ndarray, position: np.ndarray, origin: int) -> int:
-    """How many intervals tile the source from its origin without a gap."""
-    if not len(after) or after[0] != origin:
-        return 0
-    breaks = np.flatnonzero(after[1:] != position[:-1])
-    return int(breaks[0]) + 1 if len(breaks) else len(after)
-
-
-def _faults(source: str, begin: int, end: int, after: np.ndarray, position: np.ndarray) -> list[str]:
-    starts = np.append(after, end)
-    ends = np.insert(position, 0, begin)
+def _faults(source: str, state: SourceState) -> list[str]:
+    end = state.parts[-1].position if state.parts else 0
+    begin = state.resume if state.resume is not None else state.begin or 0
+    starts, ends = np.append(state.after, end), np.insert(state.position, 0, begin)
     faults = []
     for gap in np.flatnonzero(starts > ends)[:3]:
         faults.append(f"{source}: no fate for ({ends[gap]}, {starts[gap]}]")

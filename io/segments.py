@@ -27,9 +27,16 @@ _ROWS_A_COMMIT = 50_000
 
 def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.RecordBatch]]:
     """Splits outcomes by the hash of their `event_id`; the hash is stable across versions and machines."""
-    ids = outcomes.column("event_id").to_pylist()
-    shard = np.fromiter((zlib.crc32(i.encode()) % shards for i in ids), np.int64, len(ids))
-    return [(int(s), outcomes.filter(pa.array(shard == s))) for s in np.unique(shard)]
+    ids = outcomes.column("event_id").cast(pa.binary()).to_pylist()
+    shard = np.fromiter(map(zlib.crc32, ids), np.uint32, len(ids)) % shards
+    order = np.argsort(shard, kind="stable")
+    sorted_outcomes, ends = outcomes.take(pa.array(order)), np.cumsum(np.bincount(shard, minlength=shards))
+    begins = [0, *ends[:-1].tolist()]
+    return [
+        (number, sorted_outcomes.slice(begin, end - begin))
+        for number, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True))
+        if end > begin
+    ]
 
 
 def _tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

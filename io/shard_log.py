@@ -12,15 +12,32 @@ with another event time, and two writers in two hours would otherwise both find 
 
 import dataclasses
 import hashlib
-import json
-import re
-from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from beamrec.io.entries import (
+    ENTRY_SCHEMA,
+    Entry,
+    Segment,
+    entry_folder,
+    entry_path,
+    finish_publications,
+    list_shards,
+    other_content,
+    publish,
+    read_entries,
+    unpublished,
+)
+from beamrec.io.fated_positions import FatedPositions
+from beamrec.io.floors import Floors
+from beamrec.io.key_runs import KeyRuns, Keys, first_of_each, hash_keys
+from beamrec.io.numbered import check_whole, numbers
+from beamrec.io.segment_files import SegmentFormat, write_segment
+from beamrec.io.snapshots import ShardSnapshot, newest_shard, newest_shard_number, write_shard
 from beamrec.io.store import Store
-from beamrec.schemas.errors import BeamrecError
 from beamrec.schemas.events import Fate
 
 __all__ = [
@@ -35,58 +52,9 @@ __all__ = [
     "unpublished",
 ]
 
-_SHARD = re.compile(r"\d{4}")
-_ENTRY = re.compile(r"\d{12}\.arrow")
 _HOUR_US = 3_600_000_000
-
-_ENTRY_SCHEMA = pa.schema(
-    [
-        ("source", pa.dictionary(pa.int32(), pa.string())),
-        ("after", pa.int64()),
-        ("position", pa.int64()),
-        ("event_id", pa.string()),
-        ("fate", pa.dictionary(pa.int8(), pa.string())),
-        ("hour", pa.timestamp("us", "UTC")),
-    ]
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """One data file: where it is visible, where it was staged, and what it holds."""
-
-    path: str
-    staged: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One committed entry: `rows` has the columns source, after, position, event_id, fate and hour."""
-
-    number: int
-    segments: tuple[Segment, ...]
-    rows: pa.Table
-
-    def encode(self) -> bytes:
-        """An Arrow IPC file, segments in its schema metadata."""
-        meta = {"number": self.number, "segments": [dataclasses.asdict(s) for s in self.segments]}
-        table = self.rows.cast(_ENTRY_SCHEMA).replace_schema_metadata({"beamrec": json.dumps(meta)})
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-            writer.write_table(table)
-        return bytes(sink.getvalue())
-
-    @classmethod
-    def decode(cls, data: bytes) -> "Entry":
-        """The inverse of `encode`; raises ValueError, TypeError or KeyError for anything else."""
-        with pa.ipc.open_file(data) as reader:
-            table = reader.read_all()
-        meta = json.loads(table.schema.metadata[b"beamrec"])
-        return cls(meta["number"], tuple(Segment(**s) for s in meta["segments"]), table)
+_SNAPSHOT_ENTRIES = 256
+_MANY_POSITIONS = 250_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,106 +68,46 @@ class CommitResult:
     replays: int = 0
 
 
-def _folder(shard: int) -> str:
-    return f"_ledger/fates/{shard:04d}"
-
-
-def _path(shard: int, number: int) -> str:
-    return f"{_folder(shard)}/{number:012d}.arrow"
-
-
-def list_shards(store: Store) -> list[int]:
-    """Numbers of the shards that have a log."""
-    return [int(name) for name in store.names("_ledger/fates") if _SHARD.fullmatch(name)]
-
-
-def read_entries(store: Store, shard: int, first: int = 0) -> Iterator[Entry]:
-    """The committed entries of a shard from number `first` on, in order.
-
-    Raises:
-      BeamrecError: an entry is damaged.
-    """
-    number = first
-    while True:
-        path = _path(shard, number)
-        try:
-            data = store.read(path)
-        except FileNotFoundError:
-            return
-        try:
-            yield Entry.decode(data)
-        except (pa.ArrowInvalid, ValueError, TypeError, KeyError) as error:
-            raise BeamrecError(
-                f"the ledger entry {path} is damaged ({error}): restore the _ledger folder together with the "
-                "output from a backup, or start a new output folder"
-            ) from error
-        number += 1
-
-
-def publish(store: Store, entry: Entry) -> None:
-    """Makes the segments of an entry visible; doing it again changes nothing.
-
-    Raises:
-      BeamrecError: other content stands under a segment's name: the ledger is older than the output.
-    """
-    for segment in entry.segments:
-        try:
-            created = store.publish(segment.staged, segment.path)
-        except FileNotFoundError:
-            # A staged object goes only after it was visible: this was published, and perhaps removed since.
-            continue
-        if not created and hashlib.sha256(store.read(segment.path)).hexdigest() != segment.sha256:
-            raise _other_content(segment.path)
-
-
-def _other_content(path: str) -> BeamrecError:
-    return BeamrecError(
-        f"{path} is there with other content than the ledger says: _ledger and output are not of the same "
-        "time; restore both together, or start a new output folder"
-    )
-
-
-def finish_publications(store: Store) -> None:
-    """Publishes what a killed writer has committed and not made visible yet: the last entry of each shard."""
-    for entry in _last_entries(store):
-        publish(store, entry)
-
-
-def unpublished(store: Store) -> list[str]:
-    """Segments that are committed and staged but not visible yet."""
-    return [
-        segment.path
-        for entry in _last_entries(store)
-        for segment in entry.segments
-        if store.exists(segment.staged) and not store.exists(segment.path)
-    ]
-
-
-def _last_entries(store: Store) -> Iterator[Entry]:
-    for shard in list_shards(store):
-        names = [name for name in store.names(_folder(shard)) if _ENTRY.fullmatch(name)]
-        if names:
-            yield from read_entries(store, shard, int(names[-1].partition(".")[0]))
-
-
 class ShardLog:
     """Reads and extends the log of one shard; one instance a process, used by one thread at a time.
+
+    Holds 20 bytes for each id inside the horizon and 8 for each position beyond the floors.
 
     Args:
       store: the output folder.
       shard: the shard's number.
-      horizon_hours: ids of hours further back than this from the newest hour are forgotten, which
-        bounds memory; a duplicate that comes later still is visible twice.
+      horizon_hours: an id is forgotten once the newest hour of the shard is further than this from what
+        it was when the id became visible, which bounds memory; a duplicate that comes later still is
+        visible twice.
+      form: how segments of recommendations are written; it is the output folder's.
+      floors: up to where each source is done; shared by the logs of a process.
+      snapshot_entries: how many entries there are to a snapshot.
     """
 
-    def __init__(self, store: Store, shard: int, horizon_hours: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        shard: int,
+        horizon_hours: int,
+        form: SegmentFormat | None = None,
+        floors: Floors | None = None,
+        snapshot_entries: int = _SNAPSHOT_ENTRIES,
+    ) -> None:
         self._store = store
         self._shard = shard
-        self._horizon_us = horizon_hours * _HOUR_US
+        self._horizon_hours = horizon_hours
+        self._form = form or SegmentFormat()
+        self._floors = floors or Floors(store)
+        self._snapshot_entries = snapshot_entries
+        self._forget()
+
+    def _forget(self) -> None:
+        """Knows nothing any more, so that everything is read again."""
         self._next = 0
         self._newest_hour = 0
-        self._visible: dict[str, int] = {}
-        self._fated: dict[tuple[str, int], int] = {}
+        self._visible = KeyRuns()
+        self._fated = FatedPositions()
+        self._trim_at = _MANY_POSITIONS
         # Committed, and perhaps not visible yet: publishing may fail (a full disk) and is then tried again.
         self._unpublished: Entry | None = None
 
@@ -210,19 +118,33 @@ class ShardLog:
           BeamrecError: an entry is missing or damaged.
         """
         if self._next == 0:
-            names = [name for name in self._store.names(_folder(self._shard)) if _ENTRY.fullmatch(name)]
-            if names and names[-1] != f"{len(names) - 1:012d}.arrow":
-                raise BeamrecError(
-                    f"the ledger of shard {self._shard} has {len(names)} entries although its last is "
-                    f"{names[-1]}: one is missing; restore the _ledger folder from a backup, or start a new "
-                    "output folder"
-                )
+            self._begin()
+        read = 0
         for entry in read_entries(self._store, self._shard, self._next):
-            self._apply(entry)
+            self._apply(entry, _visible_keys(entry.rows))
             self._unpublished = entry
-        if self._unpublished is not None:
-            publish(self._store, self._unpublished)
-            self._unpublished = None
+            read += 1
+        if read and self._overtaken():
+            self._forget()
+            self.refresh()
+        self._publish_last()
+
+    def _begin(self) -> None:
+        """At the newest snapshot, or at the first entry."""
+        snapshot = newest_shard(self._store, self._shard)
+        folder = entry_folder(self._shard)
+        first = snapshot.next if snapshot else 0
+        check_whole(numbers(self._store, folder, ".arrow"), first, folder)
+        self._floors.refresh()
+        if snapshot:
+            self._next, self._newest_hour = snapshot.next, snapshot.newest_hour
+            self._visible = KeyRuns.from_table(snapshot.ids)
+            self._fated.fill(snapshot.positions)
+        self._fated.raise_floors(self._floors.by_source)
+
+    def _overtaken(self) -> bool:
+        """Whether a snapshot goes beyond what was read: entries before it may be gone, their names free."""
+        return newest_shard_number(self._store, self._shard) > self._next
 
     def commit(self, outcomes: pa.Table) -> CommitResult:
         """Gives each row of `outcomes` (schema OUTCOMES) its fate, exactly once.
@@ -230,102 +152,139 @@ class ShardLog:
         Rows whose position already has a fate are left out (a replay); visible rows whose id is already
         visible become duplicates. Repeats with fresh knowledge when another writer was faster.
         """
-        outcomes = outcomes.sort_by([("source", "ascending"), ("position", "ascending")])
+        keys = hash_keys(outcomes["event_id"].combine_chunks())
         while True:
             self.refresh()
-            rows = self._assign(outcomes)
-            if rows.num_rows:
-                entry = self._stage(rows)
-                self._check_free(entry)
-                if not self._store.create(_path(self._shard, self._next), entry.encode()):
-                    for segment in entry.segments:
-                        self._store.discard(segment.staged)
-                    continue
-                self._apply(entry)
-                self._unpublished = entry
-                publish(self._store, entry)
-                self._unpublished = None
-            return _result(rows, outcomes.num_rows - rows.num_rows)
+            rows, visible = self._assign(outcomes, keys)
+            if not rows.num_rows or self._append(rows, visible):
+                return _result(rows, outcomes.num_rows - rows.num_rows)
 
-    def _assign(self, outcomes: pa.Table) -> pa.Table:
-        """Drops replays and turns repeated ids into duplicates."""
-        fates = outcomes["fate"].to_pylist()
-        ids = outcomes["event_id"].to_pylist()
-        positions = zip(outcomes["source"].to_pylist(), outcomes["position"].to_pylist(), strict=True)
-        keep = np.ones(len(ids), dtype=bool)
-        new_ids: set[str] = set()
-        new_positions: set[tuple[str, int]] = set()
-        for i, (event_id, position) in enumerate(zip(ids, positions, strict=True)):
-            if position in self._fated or position in new_positions:
-                keep[i] = False
-                continue
-            new_positions.add(position)
-            if fates[i] == Fate.VISIBLE:
-                if event_id in self._visible or event_id in new_ids:
-                    fates[i] = Fate.DUPLICATE
-                new_ids.add(event_id)
-        column = pa.array([str(f) for f in fates], pa.string())
-        index = outcomes.schema.get_field_index("fate")
-        return outcomes.set_column(index, "fate", column).filter(pa.array(keep))
+    def _append(self, rows: pa.Table, visible: Keys) -> bool:
+        """Commits and publishes an entry; False, and no change, if its number is another's."""
+        entry = self._stage(rows)
+        path = entry_path(self._shard, entry.number)
+        if not (self._is_free(entry) and self._store.create(path, entry.encode())):
+            return self._withdraw(entry)
+        if self._overtaken_at(entry):
+            self._store.discard(path)
+            self._forget()
+            return self._withdraw(entry)
+        self._apply(entry, visible)
+        self._unpublished = entry
+        self._publish_last()
+        self._keep_small()
+        return True
+
+    def _withdraw(self, entry: Entry) -> bool:
+        for segment in entry.segments:
+            self._store.discard(segment.staged)
+        return False
+
+    def _overtaken_at(self, entry: Entry) -> bool:
+        return newest_shard_number(self._store, self._shard) > entry.number
+
+    def _publish_last(self) -> None:
+        if self._unpublished is not None:
+            publish(self._store, self._unpublished)
+            self._unpublished = None
+
+    def _assign(self, outcomes: pa.Table, keys: Keys) -> tuple[pa.Table, Keys]:
+        """Drops replays and turns repeated ids into duplicates; with the keys of the visible rows."""
+        order = pc.sort_indices(
+            outcomes.select(["source", "position"]),
+            sort_keys=[("source", "ascending"), ("position", "ascending")],
+        )
+        positions = outcomes.select(["source", "position"]).take(order)
+        new = ~self._fated.known(positions["source"], positions["position"].to_numpy())
+        if not new.any():
+            return outcomes.slice(0, 0), keys[:0]
+        rows, keys = outcomes.take(order.filter(pa.array(new))), keys[order.to_numpy()[new]]
+        wanted = np.flatnonzero(pc.equal(rows["fate"], Fate.VISIBLE.value).to_numpy())
+        own = keys[wanted]
+        fresh = first_of_each(own) & (self._visible.find(own) < self._oldest_hour)
+        index = rows.schema.get_field_index("fate")
+        return rows.set_column(index, "fate", _with_duplicates(rows["fate"], wanted[~fresh])), own[fresh]
+
+    @property
+    def _oldest_hour(self) -> int:
+        return max(self._newest_hour - self._horizon_hours, 0)
 
     def _stage(self, rows: pa.Table) -> Entry:
-        segments = [
-            self._stage_segment(path, lines) for path, lines in sorted(_segments(rows, self._part()).items())
-        ]
-        return Entry(self._next, tuple(segments), rows.select(_ENTRY_SCHEMA.names))
+        segments = [self._stage_segment(folder, lines) for folder, lines in _segments(rows)]
+        return Entry(self._next, tuple(segments), rows.select(ENTRY_SCHEMA.names))
 
-    def _check_free(self, entry: Entry) -> None:
-        """A name that is taken although nobody has committed this number: the ledger is too old."""
-        for segment in entry.segments:
-            if self._store.exists(segment.path) and not self._store.exists(_path(self._shard, self._next)):
-                raise _other_content(segment.path)
+    def _stage_segment(self, folder: str, lines: pa.Array) -> Segment:
+        data, suffix = write_segment(self._form, folder, lines)
+        path = f"{folder}/part-{self._shard:04d}-{self._next:010d}{suffix}"
+        return Segment(path, self._store.stage(data), len(lines), len(data), hashlib.sha256(data).hexdigest())
 
-    def _part(self) -> str:
-        return f"part-{self._shard:04d}-{self._next:010d}.jsonl"
+    def _is_free(self, entry: Entry) -> bool:
+        """Whether nobody has taken the names of an entry's segments.
 
-    def _stage_segment(self, path: str, lines: list[bytes]) -> Segment:
-        data = b"".join(line + b"\n" for line in lines)
-        staged = self._store.stage(data)
-        return Segment(path, staged, len(lines), len(data), hashlib.sha256(data).hexdigest())
+        Raises:
+          BeamrecError: one is taken although nobody has committed this number: the ledger is too old.
+        """
+        taken = next((s.path for s in entry.segments if self._store.exists(s.path)), None)
+        if taken is None:
+            return True
+        if self._overtaken_at(entry):
+            self._forget()
+        elif not self._store.exists(entry_path(self._shard, entry.number)):
+            raise other_content(taken)
+        return False
 
-    def _apply(self, entry: Entry) -> None:
-        columns = entry.rows.select(["source", "position", "event_id", "fate", "hour"])
-        hours = columns["hour"].cast(pa.int64()).to_pylist()
-        for source, position, event_id, fate, hour in zip(
-            *(columns[name].to_pylist() for name in ("source", "position", "event_id", "fate")),
-            hours,
-            strict=True,
-        ):
-            self._fated[(source, position)] = hour
-            if fate == Fate.VISIBLE:
-                self._visible[event_id] = hour
+    def _apply(self, entry: Entry, visible: Keys) -> None:
+        """Takes note of an entry; `visible` are the keys of its visible rows."""
+        newest = pc.max(entry.rows["hour"].cast(pa.int64())).as_py() or 0
+        self._newest_hour = max(self._newest_hour, newest // _HOUR_US)
+        # Not the row's own hour: of a late row or a backfill the id is remembered as long as of any other.
+        hours = np.full(len(visible), self._newest_hour, np.int32)
+        self._visible.add(visible, hours, self._oldest_hour)
+        self._fated.add(entry.rows["source"], entry.rows["position"].to_numpy())
         self._next = entry.number + 1
-        newest = max(hours, default=0)
-        if newest > self._newest_hour:
-            self._newest_hour = newest
-            self._forget(newest - self._horizon_us)
 
-    def _forget(self, oldest_hour: int) -> None:
-        self._visible = {k: hour for k, hour in self._visible.items() if hour >= oldest_hour}
-        self._fated = {k: hour for k, hour in self._fated.items() if hour >= oldest_hour}
+    def _keep_small(self) -> None:
+        """Trims what is held, and writes a snapshot where one is due."""
+        if len(self._fated) >= self._trim_at:
+            self._floors.refresh()
+            self._fated.raise_floors(self._floors.by_source)
+            self._trim_at = max(_MANY_POSITIONS, 2 * len(self._fated))
+        # Shards take turns, or all of them would be late with the same window.
+        turn = self._shard * 31 % self._snapshot_entries
+        if (self._next + turn) % self._snapshot_entries == 0:
+            self._fated.raise_floors(self._floors.by_source)
+            ids, positions = self._visible.to_table(self._oldest_hour), self._fated.to_table()
+            snapshot = ShardSnapshot(self._next, self._newest_hour, ids, positions, self._floors.name)
+            write_shard(self._store, self._shard, snapshot)
 
 
-def _segments(rows: pa.Table, part: str) -> dict[str, list[bytes]]:
-    """Lines by segment path; a duplicate has a fate but no line."""
-    segments: dict[str, list[bytes]] = {}
-    columns = (rows[name].to_pylist() for name in ("fate", "folder", "line"))
-    for fate, folder, line in zip(*columns, strict=True):
-        if fate != Fate.DUPLICATE:
-            segments.setdefault(f"{folder}/{part}", []).append(line)
-    return segments
+def _visible_keys(rows: pa.Table) -> Keys:
+    return hash_keys(rows.filter(pc.equal(rows["fate"], Fate.VISIBLE.value))["event_id"].combine_chunks())
+
+
+def _with_duplicates(fates: pa.ChunkedArray, repeated: npt.NDArray[np.intp]) -> pa.ChunkedArray:
+    mask = np.zeros(len(fates), bool)
+    mask[repeated] = True
+    return pc.if_else(pa.array(mask), Fate.DUPLICATE.value, fates)
+
+
+def _segments(rows: pa.Table) -> list[tuple[str, pa.Array]]:
+    """Lines by folder, folders in order; a duplicate has a fate but no line."""
+    written = rows.filter(pc.not_equal(rows["fate"], Fate.DUPLICATE.value))
+    folders = written["folder"].combine_chunks().dictionary_encode()
+    codes, lines = folders.indices.to_numpy(), written["line"].combine_chunks()
+    names = folders.dictionary.to_pylist()
+    pieces = ((name, lines.take(pa.array(np.flatnonzero(codes == i)))) for i, name in enumerate(names))
+    return [(names[0], lines)] if len(names) == 1 else sorted(pieces, key=lambda piece: piece[0])
 
 
 def _result(rows: pa.Table, replays: int) -> CommitResult:
-    fates = rows["fate"].to_pylist()
+    counted = pc.value_counts(rows["fate"].combine_chunks())
+    fates = {str(entry["values"]): int(entry["counts"]) for entry in counted.to_pylist()}
     return CommitResult(
-        visible=fates.count(Fate.VISIBLE),
-        dead_letters=fates.count(Fate.DEAD_LETTER),
-        duplicates=fates.count(Fate.DUPLICATE),
-        expired=fates.count(Fate.EXPIRED),
+        visible=fates.get(Fate.VISIBLE, 0),
+        dead_letters=fates.get(Fate.DEAD_LETTER, 0),
+        duplicates=fates.get(Fate.DUPLICATE, 0),
+        expired=fates.get(Fate.EXPIRED, 0),
         replays=replays,
     )
