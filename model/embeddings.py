@@ -10,7 +10,6 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import orjson
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
+from beamrec.schemas.embeddings import UNIT_TOLERANCE, KeyType, wrong_id
 from beamrec.schemas.errors import BadDataError
 
 __all__ = [
@@ -34,21 +34,15 @@ __all__ = [
     "wrong_id",
 ]
 
-KeyType = Literal["int", "string"]
 EMBEDDINGS_HEADER, _POPULARITY_HEADER = ("id", "embedding"), ("id", "ratings")
-
-UNIT_TOLERANCE = 1e-3
-"""How far from 1 a unit vector's length may be: numbers written in six digits lose that much."""
 
 _BLOCK_BYTES = 8 * 2**20
 _BLOCK_ROWS = 8_192
 # csv's own limit on a field, and a vector of the most dimensions in the most digits is a third of it.
 _MAX_ROW_BYTES = 2**17
-_MAX_ID_BYTES = 1_000  # an index row of PostgreSQL holds 2,700
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 _NUMBERS = b"0123456789+-.eE, \t"
 _PLAIN_ID = re.compile(r'[^",\r\n]*')
-_INT = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 # Writing ----------------------------------------------------------------------------------------------
@@ -260,18 +254,6 @@ def _parse_rows(block: _Block, path: Path, dim: int, key_type: KeyType) -> tuple
         ids.append(key)
         vectors.append(_parse_vector(cell, dim, f"{path}:{line}"))
     return ids, np.array(vectors, np.float32).reshape(len(ids), dim)
-
-
-def wrong_id(key: str, key_type: KeyType) -> str | None:
-    """What was expected of an id that is not usable; None if it is."""
-    if not key:
-        return "a new id"
-    if key_type == "int":
-        fits = _INT.fullmatch(key) and -(2**63) <= int(key) < 2**63
-        return None if fits else "an integer id without blanks, leading zeros or a plus"
-    if "\0" in key or len(key) > _MAX_ID_BYTES or len(key.encode()) > _MAX_ID_BYTES:
-        return f"an id of at most {_MAX_ID_BYTES} bytes without NUL"
-    return None
 
 
 def _parse_vector(cell: str, dim: int, where: str) -> np.ndarray:
