@@ -46,15 +46,21 @@ def embedded_uri(home: str | os.PathLike[str]) -> str:
     return f"embedded:{Path(home).expanduser().resolve() / 'pg'}"
 
 
-def folder_of(uri: str) -> Path:
+def folder_of(uri: str, option: str = "--vector-db") -> Path:
     """The data folder that an `embedded:/folder` URI names.
+
+    Args:
+      option: where the URI came from, for messages.
 
     Raises:
       UsageError: it names no absolute folder.
     """
     path = Path(uri.removeprefix("embedded:"))
     if not uri.startswith("embedded:") or not path.is_absolute():
-        raise UsageError(f"--vector-db: expected embedded:/absolute/folder, got {uri!r}")
+        raise UsageError(
+            f"{option}: expected embedded:/absolute/folder, for example embedded:/srv/shop/.beamrec/pg; "
+            f"got {uri!r}"
+        )
     return path
 
 

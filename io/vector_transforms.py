@@ -32,6 +32,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.embedded import folder_of
 from beamrec.io.postgres import Database, Limits, connection_options
 from beamrec.io.vector_search import Condition, VectorSearch, nearest, result_type
 from beamrec.io.vector_upsert import VectorUpsert, array_columns, upsert
@@ -133,14 +134,19 @@ class _OnPgvector(beam.PTransform):  # type: ignore[misc]
     """What both transforms are told.
 
     Attributes:
-      uri: `postgresql://user@host:port/db`, without a password.
+      uri: `postgresql://user@host:port/db`, without a password, or `embedded:/absolute/folder`.
+
+    Raises:
+      UsageError: at construction, for another URI.
     """
 
     uri: str
 
     def __post_init__(self) -> None:
         super().__init__()
-        if not self.uri.startswith("embedded:"):
+        if self.uri.startswith("embedded:"):
+            folder_of(self.uri, "uri")
+        else:
             connection_options(self.uri, "uri")
 
 

@@ -179,6 +179,22 @@ def test_a_filter_does_not_starve_an_index(documents: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("embedded:", "^uri: expected embedded:/absolute/folder, for example embedded:/srv"),
+        ("embedded:.beamrec/pg", "^uri: expected embedded:/absolute/folder"),
+        ("mysql://user@host/db", "^uri: expected postgresql://"),
+        ("postgresql://user:secret@host/db", "^uri: the URI holds a password"),
+    ],
+)
+def test_a_wrong_uri_is_refused_while_the_pipeline_is_built(uri: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SearchPgvector(uri, VectorSearch("app.documents"))
+    with pytest.raises(UsageError, match=message):
+        UpsertPgvector(uri, VectorUpsert("app.documents"))
+
+
+@pytest.mark.parametrize(
     ("options", "batch", "message"),
     [
         ({"table": "app.gone"}, None, 'relation "app.gone" does not exist'),
