@@ -7,7 +7,7 @@ for that batch. One statement answers a whole batch.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psycopg2
@@ -25,14 +25,16 @@ from beamrec.io.pgvector_gc import Collected, Keep
 from beamrec.io.pgvector_guards import Guards
 from beamrec.io.pgvector_index import IndexOptions
 from beamrec.io.pgvector_items import UpsertedItems
+from beamrec.io.pgvector_releases import Moved
 from beamrec.io.pgvector_schema import ensure_schema
 from beamrec.io.pgvector_search import Catalogue, Lookup
 from beamrec.io.postgres import Database
 from beamrec.schemas.releases import ActiveRelease, ReleaseContents
 from beamrec.schemas.serving import SearchSetting, ServingRow
 
-__all__ = ["Catalogue", "Lookup", "ReleaseStore"]
+__all__ = ["Catalogue", "Lookup", "Moved", "ReleaseStore"]
 
+_Answer = TypeVar("_Answer")
 _HNSW = IndexOptions()
 _DEFAULT_SEARCH = SearchSetting()
 
@@ -69,6 +71,15 @@ class ReleaseStore:
         """Creates the schema `beamrec` and its tables where they are missing."""
         self._database.transaction(ensure_schema)
 
+    def _with_schema(self, work: Callable[[psycopg2.extensions.cursor], _Answer]) -> _Answer:
+        """Does some work in one transaction, after it has made the tables where they are missing."""
+
+        def both(cursor: psycopg2.extensions.cursor) -> _Answer:
+            ensure_schema(cursor)
+            return work(cursor)
+
+        return self._database.transaction(both)
+
     def load(
         self,
         contents: ReleaseContents,
@@ -91,7 +102,7 @@ class ReleaseStore:
         """
         return pgvector_load.load_release(self.uri, contents, index, status)
 
-    def promote(self, release_id: str, reason: str, guards: Guards | None = None) -> ActiveRelease:
+    def promote(self, release_id: str, reason: str, guards: Guards | None = None) -> Moved:
         """Makes a loaded release the active one, in one transaction, and the views follow.
 
         Args:
@@ -102,7 +113,7 @@ class ReleaseStore:
         """
         return self._move_pointer(release_id, reason, guards)
 
-    def rollback(self, reason: str = "rollback") -> ActiveRelease:
+    def rollback(self, reason: str = "rollback") -> Moved:
         """Goes back to the release that the last promote of the active one replaced.
 
         Raises:
@@ -110,8 +121,8 @@ class ReleaseStore:
         """
         return self._move_pointer(None, reason, None)
 
-    def _move_pointer(self, release_id: str | None, reason: str, guards: Guards | None) -> ActiveRelease:
-        def work(cursor: psycopg2.extensions.cursor) -> ActiveRelease:
+    def _move_pointer(self, release_id: str | None, reason: str, guards: Guards | None) -> Moved:
+        def work(cursor: psycopg2.extensions.cursor) -> Moved:
             ensure_schema(cursor)
             return pgvector_releases.move_pointer(
                 cursor, release_id, reason, (self.item_view, self.user_view), guards
@@ -145,13 +156,15 @@ class ReleaseStore:
           vectors: [len(ids), dim] float32, as the release's item tower makes them.
 
         Raises:
-          UsageError: no such release is loaded.
+          UsageError: no such release is loaded, or somebody's view is made of a public one that must change.
           BadDataError: a vector or an id is not one that the release could hold.
         """
 
         def work(cursor: psycopg2.extensions.cursor) -> UpsertedItems:
             ensure_schema(cursor)
-            return pgvector_items.upsert_items(cursor, release_id, ids, vectors, why)
+            done = pgvector_items.upsert_items(cursor, release_id, ids, vectors, why)
+            pgvector_releases.follow_active(cursor, release_id, (self.item_view, self.user_view))
+            return done
 
         return self._database.transaction(work)
 
@@ -161,9 +174,7 @@ class ReleaseStore:
         Raises:
           UsageError: no such release is loaded.
         """
-        return self._database.transaction(
-            lambda cursor: pgvector_items.unknown_items(cursor, release_id, ids)
-        )
+        return self._with_schema(lambda cursor: pgvector_items.unknown_items(cursor, release_id, ids))
 
     def collect(self, keep: Keep, dry_run: bool = False) -> Collected:
         """Drops releases that nothing needs, and what killed loads left over; readers are not held up.
@@ -179,8 +190,7 @@ class ReleaseStore:
 
     def releases(self) -> list[dict[str, Any]]:
         """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active, index…"""
-        self.ensure_schema()
-        return self._database.transaction(pgvector_releases.loaded)
+        return self._with_schema(pgvector_releases.loaded)
 
     def show(self, release_id: str) -> dict[str, Any]:
         """A release's folder, manifest and audit trail.
@@ -188,8 +198,7 @@ class ReleaseStore:
         Raises:
           UsageError: no such release is loaded.
         """
-        self.ensure_schema()
-        return self._database.transaction(lambda cursor: pgvector_releases.show(cursor, release_id))
+        return self._with_schema(lambda cursor: pgvector_releases.show(cursor, release_id))
 
     def release(self, release_id: str) -> ActiveRelease:
         """A loaded release, active or not.
@@ -197,7 +206,7 @@ class ReleaseStore:
         Raises:
           UsageError: no such release is loaded.
         """
-        return self._database.transaction(lambda cursor: pgvector_releases.release(cursor, release_id))
+        return self._with_schema(lambda cursor: pgvector_releases.release(cursor, release_id))
 
     def lookup(
         self,
@@ -217,7 +226,7 @@ class ReleaseStore:
         Raises:
           UsageError: no such release is loaded.
         """
-        return self._database.transaction(lambda cursor: pgvector_search.catalogue(cursor, release_id))
+        return self._with_schema(lambda cursor: pgvector_search.catalogue(cursor, release_id))
 
     def user_vectors(self, release_id: str, count: int, seed: int) -> np.ndarray:
         """The vectors of some of a release's users, [count or fewer, dim]; one seed draws the same ones.
@@ -225,9 +234,7 @@ class ReleaseStore:
         Raises:
           UsageError: no such release is loaded.
         """
-        return self._database.transaction(
-            lambda cursor: pgvector_search.user_vectors(cursor, release_id, count, seed)
-        )
+        return self._with_schema(lambda cursor: pgvector_search.user_vectors(cursor, release_id, count, seed))
 
     def popular(self, release_id: str, count: int) -> list[str]:
         """Ids of a release's most popular items, `count` of them if there are so many."""

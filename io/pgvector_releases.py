@@ -15,14 +15,17 @@ from psycopg2 import sql
 from psycopg2.extras import Json
 
 from beamrec.io.pgvector_guards import Guards, violations
-from beamrec.io.pgvector_schema import ensure_schema, follow_with_views, is_ready, partition_name
+from beamrec.io.pgvector_schema import ensure_schema, is_ready, partition_name
+from beamrec.io.pgvector_views import follow_with_views
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.serving import SearchSetting
 
 __all__ = [
+    "Moved",
     "active",
     "audit",
+    "follow_active",
     "loaded",
     "move_pointer",
     "not_loaded",
@@ -34,6 +37,21 @@ __all__ = [
 
 _BIGGEST_INT = 2**31 - 1
 _COLUMNS = "r.id, r.uri, r.checksum, r.dim, r.operator, r.has_user_tower, r.items, r.items_version, r.search"
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What a promote or rollback did, as its own transaction saw it.
+
+    Attributes:
+      before: id of the release that was active; None where none was.
+      active: the release that is active now.
+      forced: guards that said no and were overruled, each with what it said.
+    """
+
+    before: str | None
+    active: ActiveRelease
+    forced: tuple[str, ...] = ()
 
 
 def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveRelease:
@@ -52,8 +70,8 @@ def release(cursor: psycopg2.extensions.cursor, release_id: str) -> ActiveReleas
 def not_loaded(release_id: str) -> UsageError:
     """What is raised where a release is asked for that the store does not have."""
     return UsageError(
-        f"release {release_id} is not loaded; `beamrec release list` shows those that are, "
-        "`beamrec release load` loads one"
+        f"release {release_id or '(an empty id)'} is not loaded; `beamrec release list` shows those that "
+        "are, `beamrec release load` loads one"
     )
 
 
@@ -142,7 +160,7 @@ def move_pointer(
     why: str,
     views: tuple[str, str],
     guards: Guards | None,
-) -> ActiveRelease:
+) -> Moved:
     """Makes `release_id` the active release, or with None the one before it; the views follow.
 
     Args:
@@ -151,14 +169,16 @@ def move_pointer(
         was active before, at a time when nobody should have to argue with it.
 
     Raises:
-      UsageError: it is not loaded, there is none to go back to, or a guard says no.
+      UsageError: it is not loaded, there is none to go back to, a guard says no, or somebody's view is made
+        of a public one that must change.
       BadDataError: its ids do not have the shop's key type.
     """
     # Promotes queue up here; readers of the pointer are not held up by this mode.
     cursor.execute("LOCK TABLE beamrec.active_release IN SHARE ROW EXCLUSIVE MODE")
     cursor.execute("SELECT release FROM beamrec.active_release")
     before = (cursor.fetchone() or (None,))[0]
-    found = release(cursor, release_id or _release_to_go_back_to(cursor, before))
+    wanted = _release_to_go_back_to(cursor, before) if release_id is None else release_id
+    found, forced = release(cursor, wanted), list[str]()
     if before != found.id:
         forced = _overruled(cursor, before, found.id, guards) if before and guards else []
         cursor.execute(
@@ -166,14 +186,32 @@ def move_pointer(
             "ON CONFLICT (one) DO UPDATE SET release = excluded.release, since = now()",
             [found.id],
         )
-        audit(cursor, "promote" if release_id else "rollback", before, found.id, why, forced)
-    manifest = _manifest(cursor, found.id)
+        audit(cursor, "rollback" if release_id is None else "promote", before, found.id, why, forced)
+    _show_in_views(cursor, found, views)
+    return Moved(before, found, tuple(forced))
+
+
+def follow_active(cursor: psycopg2.extensions.cursor, release_id: str, views: tuple[str, str]) -> None:
+    """The views once more, if the release is the active one: an upsert may have brought it a wider integer.
+
+    Args:
+      views: names in `public` of the item view and the user view.
+
+    Raises:
+      UsageError: somebody's view is made of a public one that must change.
+    """
+    cursor.execute("SELECT release FROM beamrec.active_release FOR SHARE")  # no promote comes between
+    if cursor.fetchone() == (release_id,):
+        _show_in_views(cursor, release(cursor, release_id), views)
+
+
+def _show_in_views(cursor: psycopg2.extensions.cursor, shown: ActiveRelease, views: tuple[str, str]) -> None:
+    manifest = _manifest(cursor, shown.id)
     key_types = (
-        _sql_type(cursor, "item_embeddings", manifest["item_key_type"], found.id),
-        _sql_type(cursor, "user_embeddings", manifest["user_key_type"], found.id),
+        _sql_type(cursor, "item_embeddings", manifest["item_key_type"], shown.id),
+        _sql_type(cursor, "user_embeddings", manifest["user_key_type"], shown.id),
     )
-    follow_with_views(cursor, found.dim, key_types, views)
-    return found
+    follow_with_views(cursor, shown.dim, key_types, views)
 
 
 def _overruled(cursor: psycopg2.extensions.cursor, before: str, after: str, guards: Guards) -> list[str]:
@@ -236,13 +274,14 @@ def _sql_type(cursor: psycopg2.extensions.cursor, table: str, key_type: str, rel
         return "varchar"
     try:
         cursor.execute(
-            sql.SQL("SELECT coalesce(max(abs(id::bigint)), 0) FROM beamrec.{}").format(
-                sql.Identifier(partition_name(table, release_id))
-            )
+            sql.SQL(
+                "SELECT coalesce(min(id::bigint), 0), coalesce(max(id::bigint), 0) FROM beamrec.{}"
+            ).format(sql.Identifier(partition_name(table, release_id)))
         )
     except psycopg2.DataError as error:
         raise BadDataError(
             f"release {release_id}: {table}: the manifest says that ids are integers, but "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return "int" if cursor.fetchone()[0] <= _BIGGEST_INT else "bigint"
+    least, greatest = cursor.fetchone()
+    return "int" if least >= -_BIGGEST_INT - 1 and greatest <= _BIGGEST_INT else "bigint"

@@ -41,21 +41,18 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     from beamrec.io.pgvector import ReleaseStore
 
     store = ReleaseStore(store_uri)
-    before = store.active()
     if values.action == "promote":
-        active = store.promote(values.release, values.reason, _guards(values))
+        moved = store.promote(values.release, values.reason, _guards(values))
     else:
-        active = store.rollback(values.reason)
-    shown = store.show(active.id)
-    forced = shown["history"][-1]["forced"] if before is None or before.id != active.id else []
-    for guard in forced:
+        moved = store.rollback(values.reason)
+    for guard in moved.forced:
         console.print(f"overruled: {guard}")
-    console.print(f"release {active.id} is active")
+    console.print(f"release {moved.active.id} is active")
     return {
-        "release": active.id,
-        "from": before.id if before else None,
-        "forced": forced,
-        "metrics": shown["manifest"]["metrics"],
+        "release": moved.active.id,
+        "from": moved.before,
+        "forced": list(moved.forced),
+        "metrics": store.show(moved.active.id)["manifest"]["metrics"],
     }
 
 

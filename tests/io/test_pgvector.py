@@ -118,9 +118,11 @@ def test_releases_of_two_dimensions_promote_and_roll_back_with_the_views(
     for release in (first, second):
         store.load(release)
     assert _rows(database, "SELECT to_regclass('public.item_emb')") == [(None,)]
-    assert store.promote("first", "a start").dim == 8
+    assert store.promote("first", "a start").active.dim == 8
     assert _rows(database, "SELECT count(*), max(vector_dims(embedding)) FROM item_emb") == [(60, 8)]
-    active = store.promote("second", "better")
+    moved = store.promote("second", "better")
+    active = moved.active
+    assert (moved.before, moved.forced) == ("first", ())
     assert (active.id, active.dim, active.items, active.operator) == ("second", 12, 60, "<->")
     assert active == store.active()
     assert _rows(database, "SELECT count(*), max(vector_dims(embedding)) FROM user_emb") == [(3, 12)]
@@ -130,7 +132,8 @@ def test_releases_of_two_dimensions_promote_and_roll_back_with_the_views(
         "AND column_name = 'id' AND table_name IN ('item_emb', 'user_emb') ORDER BY 1",
     )
     assert types == [("item_emb", "character varying"), ("user_emb", "integer")]
-    assert store.rollback("worse").id == "first"
+    moved = store.rollback("worse")
+    assert (moved.before, moved.active.id) == ("second", "first")
     assert _rows(database, "SELECT count(*), max(vector_dims(embedding)) FROM user_emb") == [(7, 8)]
     with pytest.raises(UsageError, match="no release was active before"):
         store.rollback()

@@ -66,11 +66,11 @@ def test_it_keeps_the_newest_the_active_its_rollback_targets_and_what_outputs_na
     )] == [("gc", "e", None)]  # fmt: skip
     found = store.collect(Keep(1, dt.timedelta(days=5)))
     assert found.dropped == ("a", "d", "g")
-    assert store.rollback().id == "b"
+    assert store.rollback().active.id == "b"
     with pytest.raises(UsageError, match="a is not loaded"):
         store.rollback()
     store.load(make_release("a", items=30))
-    assert store.rollback().id == "a"
+    assert store.rollback().active.id == "a"
     with pytest.raises(UsageError, match="--keep: expected at least 1"):
         Keep(0)
 

@@ -78,8 +78,21 @@ def test_fewer_items_another_dimension_and_another_shop_are_refused(
     ]  # fmt: skip
     assert "@" in history[-1]["who"]
     # Nobody has to argue with a rollback.
-    assert store.rollback("worse").id == "longer"
+    assert store.rollback("worse").active.id == "longer"
     assert store.show("longer")["history"][-1]["forced"] == []
+
+
+def test_promoting_an_empty_id_is_refused_and_is_no_rollback(
+    store: ReleaseStore, make_release: Make
+) -> None:
+    for release in ("first", "second"):
+        store.load(make_release(release))
+        store.promote(release, "in turn")
+    with pytest.raises(UsageError, match=r"an empty id.* is not loaded"):
+        store.promote("", "a variable that was not set", Guards())
+    active = store.active()
+    assert active is not None
+    assert active.id == "second"
 
 
 def test_guards_are_fractions() -> None:
@@ -90,7 +103,7 @@ def test_guards_are_fractions() -> None:
 
 def test_the_search_setting_comes_with_the_active_release(store: ReleaseStore, make_release: Make) -> None:
     store.load(make_release("first"))
-    assert store.promote("first", "a").search is None
+    assert store.promote("first", "a").active.search is None
     setting = SearchSetting("hnsw", ef_search=240, probes=3)
     store.set_search("first", setting)
     active = store.active()

@@ -101,7 +101,7 @@ def test_the_tables_of_version_1_are_migrated_by_whatever_comes_first(
     store.upsert_items("old", ["P3"], np.array([[0.6, 0.8]], np.float32), "after the migration")
     store.load(make_release("new"))
     store.promote("new", "next")
-    assert store.rollback().items == 3
+    assert store.rollback().active.items == 3
     store.close()
 
 
