@@ -70,9 +70,9 @@ def _drop(cursor: psycopg2.extensions.cursor, view: sql.Identifier, name: str) -
     except psycopg2.errors.DependentObjectsStillExist as error:
         depending = "; ".join((error.diag.message_detail or "").splitlines())
         raise UsageError(
-            f"public.{name} must be made again, for vectors of another length or ids of another type, and what "
-            f"is made of it stands in the way: {depending}. Nothing was changed; drop that, run the command "
-            "again, and make it anew"
+            f"public.{name} must be made again, for vectors of another length or ids of another type, and "
+            f"what is made of it stands in the way: {depending}. Nothing was changed; drop that, run the "
+            "command again, and make it anew"
         ) from error
 
 
