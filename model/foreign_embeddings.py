@@ -14,11 +14,11 @@ import numpy as np
 
 from beamrec.model.embeddings import EMBEDDINGS_HEADER, KeyType, read_embeddings, wrong_id
 from beamrec.schemas.errors import BadDataError
+from beamrec.schemas.integer_ids import canonical_id
 
 __all__ = ["read_foreign_embeddings"]
 
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
-_FLOAT_INT = re.compile(r"\s*([+-]?)0*(\d+)(?:\.0*)?\s*")
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 
@@ -43,7 +43,7 @@ def _read_tolerantly(path: Path, dim: int, key_type: KeyType) -> tuple[list[str]
     ids: dict[str, None] = {}
     vectors: list[np.ndarray] = []
     for line, given, cell in _rows(path):
-        key = _canonical(given) if key_type == "int" else given
+        key = canonical_id(given, key_type)
         wrong = "a new id" if key in ids else wrong_id(key, key_type)
         if wrong:
             raise BadDataError(f"{path}:{line}: expected {wrong}, got {given[:80]!r}")
@@ -54,12 +54,6 @@ def _read_tolerantly(path: Path, dim: int, key_type: KeyType) -> tuple[list[str]
                 f"{path}:{line}: expected {dim} numbers, as in the first row; got {len(vectors[-1])}"
             )
     return list(ids), np.array(vectors, np.float32).reshape(len(ids), dim)
-
-
-def _canonical(key: str) -> str:
-    """An integer as pandas writes it, in its shortest form; anything else as it is."""
-    match = _FLOAT_INT.fullmatch(key)
-    return f"{'-' if match[1] == '-' and match[2] != '0' else ''}{match[2]}" if match else key
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
