@@ -6,7 +6,6 @@ stood and the SHA-256 of those files. It is written beside its place and renamed
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+
+from beamrec.model.full_disk import explaining_full_disk
 
 __all__ = ["Checkpoints", "Progress"]
 
@@ -71,10 +72,8 @@ class Checkpoints:
         staging = self._folder / f".{number}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        try:
+        with explaining_full_disk(staging):
             self._checkpoint.write(str(staging / _VARIABLES))
-        except tf.errors.ResourceExhaustedError as error:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(staging)) from error
         values = dataclasses.asdict(progress) | {"files": _checksums(staging)}
         with (staging / _PROGRESS).open("w") as file:
             json.dump(values, file)

@@ -1,13 +1,16 @@
 """Options of the model and its training; no TensorFlow, so that a command line reads them at once."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.releases import MAX_DIM
 
 __all__ = ["TowerOptions", "TrainingOptions"]
 
 _LEAST_BATCH, _LEAST_STEPS = 128, 40
+_MAX_SEED = 2_000_000_000  # each layer adds its own number to it, in TensorFlow's int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,20 @@ class TowerOptions:
     identity_dropout: float = 0.2
     category_dropout: float = 0.2
     normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dim <= MAX_DIM:
+            raise UsageError(
+                f"training: dim must lie between 1 and {MAX_DIM}, the most that a release's index takes; got "
+                f"{self.dim}"
+            )
+        if min(self.feature_dim, self.hidden) < 1:
+            raise UsageError("training: feature_dim and hidden must be at least 1")
+        for name in ("identity_dropout", "category_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(
+                    f"training: {name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +88,28 @@ class TrainingOptions:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.tower.dim < 1 or self.epochs < 1 or self.batch_size < 2 or self.candidates < 1:
-            raise UsageError("training: dim, epochs and candidates must be at least 1, batch_size at least 2")
-        if not 0 < self.holdout < 1:
-            raise UsageError(f"training: holdout must lie between 0 and 1, got {self.holdout}")
-        if not 0 < self.validation < 1:
-            raise UsageError(f"training: validation must lie between 0 and 1, got {self.validation}")
+        if self.epochs < 1 or self.batch_size < 2 or self.candidates < 1:
+            raise UsageError("training: epochs and candidates must be at least 1, batch_size at least 2")
+        for name in ("holdout", "validation"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"training: {name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.patience < 0 or self.evaluation_users < 1:
             raise UsageError("training: patience must not be negative, nor evaluation_users under 1")
-        if min(self.rating_weight, self.softmax_weight) < 0 or self.rating_weight + self.softmax_weight == 0:
-            raise UsageError("training: loss weights must not be negative, nor both 0")
-        if self.temperature <= 0 or self.learning_rate <= 0 or self.embedding_rate <= 0:
-            raise UsageError("training: temperature and learning rates must be above 0")
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise UsageError(f"training: seed must lie between 0 and {_MAX_SEED:,}, got {self.seed}")
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        for name in ("temperature", "learning_rate", "embedding_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"training: {name} must be finite and above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "rating_weight", "softmax_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(
+                    f"training: {name} must be finite and not negative, got {getattr(self, name)}"
+                )
+        if not self.rating_weight and not self.softmax_weight:
+            raise UsageError("training: rating_weight and softmax_weight must not both be 0")
 
     @property
     def validation_share(self) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import keras  # type: ignore[import-untyped]
 import tensorflow as tf
 
+from beamrec.model.full_disk import explaining_full_disk
 from beamrec.model.options import TowerOptions
 from beamrec.model.preprocessing import FIRST_ENTRY, MISSING, UNSEEN, load_transform, missing_name
 from beamrec.schemas.releases import TowerInput
@@ -123,6 +124,11 @@ class ServedTower(tf.Module):  # type: ignore[misc]
 
 
 def export_tower(tower: Tower, inputs: tuple[TowerInput, ...], scalers: Path, folder: Path) -> None:
-    """Writes a trained tower as a SavedModel with one signature, `serving_default`."""
+    """Writes a trained tower as a SavedModel with one signature, `serving_default`.
+
+    Raises:
+      OSError: it cannot be written; ENOSPC where there is no room.
+    """
     served = ServedTower(tower, inputs, scalers)
-    tf.saved_model.save(served, str(folder), signatures={"serving_default": served.signature()})
+    with explaining_full_disk(folder):
+        tf.saved_model.save(served, str(folder), signatures={"serving_default": served.signature()})

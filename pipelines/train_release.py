@@ -154,7 +154,7 @@ def _publish(
 ) -> TrainedRelease:
     releases = folders.local_folder(config.releases)
     with writing(releases), folders.staged_release(releases) as staging:
-        shutil.copytree(scalers, staging / folders.SCALERS)
+        _copy(scalers, staging / folders.SCALERS)
         _export(model, examples, spec, staging)
         (staging / EVALUATION).write_bytes(evaluation.to_json())
         (staging / EVALUATION_PAGE).write_text(render_evaluation(evaluation), encoding="utf-8")
@@ -164,6 +164,15 @@ def _publish(
         }
         manifest, folder = folders.publish_release(staging, releases, values)
     return TrainedRelease(folder, manifest, sum(examples.rows.values()), evaluation)
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """As `shutil.copytree`, whose error does not say that the disk is full."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            place = target / path.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
 
 
 def _evaluate(model: "TrainedModel", examples: "Examples", config: TrainConfig) -> Evaluation:

@@ -15,6 +15,8 @@ __all__ = ["training_folder", "writing"]
 
 _STALE_SECONDS = 86_400.0
 _LOCK = ".lock"
+# Who removes a stale folder, or is about to end, holds its lock for a moment.
+_WAIT_SECONDS, _POLL_SECONDS = 2.0, 0.05
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 
 
@@ -22,9 +24,9 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 def training_folder(root: Path, name: str) -> Iterator[Path]:
     """The folder `root/name`, for this process alone while in the `with` block.
 
-    It is removed at the end, also after an error; what stays is the folder of a training that was killed
-    or interrupted (Ctrl-C), for the next one of that name to go on with. Folders that nobody has been at
-    work in for a day are removed on the way.
+    It is removed at the end, and after an error that would come again. It stays, for the next training of
+    that name to go on with, after a kill, an interrupt (Ctrl-C), and an error that may pass, such as a full
+    disk. Folders that nobody has been at work in for a day are removed on the way.
 
     Raises:
       UsageError: another process is at work in it.
@@ -33,7 +35,7 @@ def training_folder(root: Path, name: str) -> Iterator[Path]:
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root, name)
-        with _locked(root, name) as locked:
+        with _locked(root, name, _WAIT_SECONDS) as locked:
             if not locked:
                 raise UsageError(
                     f"another training of the same data and options is at work in {root / name}; "
@@ -43,21 +45,35 @@ def training_folder(root: Path, name: str) -> Iterator[Path]:
             folder.mkdir(exist_ok=True)
             try:
                 yield folder
-            except Exception:
-                _remove(folder)
+            except Exception as error:
+                if not _may_pass(error):
+                    _remove(folder)
                 raise
             _remove(folder)
         with contextlib.suppress(OSError):
             root.rmdir()  # if nothing else is in it
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether another try with what was done so far may end well.
+
+    A file that is missing in the folder would be missing again.
+    """
+    passing = isinstance(error, UnavailableError | OSError | MemoryError)
+    return passing and not isinstance(error, FileNotFoundError)
+
+
 def _remove_stale(root: Path, name: str) -> None:
     for path in root.iterdir():
-        if path.name == name or path.name.endswith(_LOCK) or not path.is_dir():
+        if path.name == name or path.name.endswith(_LOCK) or not path.is_dir() or not _is_stale(path):
             continue
         with _locked(root, path.name) as locked:
-            if locked and time.time() - _last_change(path) > _STALE_SECONDS:
+            if locked and _is_stale(path):
                 _remove(path)
+
+
+def _is_stale(folder: Path) -> bool:
+    return time.time() - _last_change(folder) > _STALE_SECONDS
 
 
 def _last_change(folder: Path) -> float:
@@ -72,27 +88,29 @@ def _remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(root: Path, name: str) -> Iterator[bool]:
+def _locked(root: Path, name: str, wait_seconds: float = 0.0) -> Iterator[bool]:
     """Whether this process got the lock of a folder; it ends with the process, however that ends."""
     path = root / f"{name}{_LOCK}"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + wait_seconds
+    while (descriptor := _lock(path)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
     try:
-        locked = _lock(descriptor) and _is_the_file(descriptor, path)
-        try:
-            yield locked
-        finally:
-            if locked:
-                path.unlink(missing_ok=True)
+        yield descriptor is not None
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    try:
+def _lock(path: Path) -> int | None:
+    """The descriptor of a file that is now locked by this process alone; None if another one has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if _is_the_file(descriptor, path):
+            return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _is_the_file(descriptor: int, path: Path) -> bool:
@@ -111,5 +129,6 @@ def writing(folder: Path) -> Iterator[None]:
         if error.errno not in _DISK_ERRORS:
             raise
         raise UnavailableError(
-            f"{folder}: cannot be written: {os.strerror(error.errno)}; make room there, or give another place"
+            f"{folder}: cannot be written: {os.strerror(error.errno)}; make room there, or give another "
+            "place, and run this again: it goes on from here"
         ) from error

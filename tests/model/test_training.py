@@ -22,7 +22,7 @@ from beamrec.model.preprocessing import FeatureSpec
 from beamrec.model.training import Report, TrainedModel, train
 from beamrec.pipelines.train_release import TrainConfig, train_release
 from beamrec.pipelines.training_data import TrainingFiles, prepare
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.evaluation import Evaluation
 from beamrec.schemas.shop import CLASSICMODELS
 
@@ -222,19 +222,27 @@ def test_other_training_files_are_refused(trained: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epochs": 0},
-        {"holdout": 1.0},
-        {"rating_weight": -1.0},
-        {"batch_size": 1},
-        {"patience": -1},
-        {"validation": 0.0},
-        {"temperature": 0.0},
-        {"candidates": 0},
-    ],
-)
-def test_options_are_checked(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError):
-        TrainingOptions(**wrong)  # type: ignore[arg-type]
+def test_no_room_for_the_release_keeps_the_training(
+    trained: Any, disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Neither for the preprocessing graph, nor for a tower behind it."""
+    sizes = {path: path.stat().st_size for path in trained.release.folder.rglob("*") if path.is_file()}
+    scalers = sum(size for path, size in sizes.items() if folders.SCALERS in path.parts)
+    config = TrainConfig(trained.data, str(disk("size=64k")), trained.shop, SEVEN, str(tmp_path / "work"))
+    said: list[str] = []
+    for room in ("64k", f"{scalers // 1024 + 128}k"):
+        disk(f"size={room}")
+        with pytest.raises(UnavailableError, match="No space left on device; make room there"):
+            train_release(config, said.append)
+    assert list(Path(config.releases).iterdir()) == []
+    disk("size=200m")
+    checkpoints = _checkpoints(tmp_path / "work")
+    again = train_release(config, said.append)
+    assert said.count("going on with the training that was interrupted") == 2
+    assert checkpoints
+    assert again.manifest.metrics == trained.release.manifest.metrics
+    assert not (tmp_path / "work").exists()
+
+
+def _checkpoints(work: Path) -> list[str]:
+    return [path.name for path in work.glob("*/checkpoints/[0-9]*")]

@@ -1,8 +1,11 @@
 """The work folder of a training: one process at a time, kept after a kill, cleaned away otherwise."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from beamrec.pipelines.training_folder import training_folder, writing
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 
 
 def _hold(root: Path, name: str) -> "subprocess.Popen[str]":
@@ -32,14 +35,42 @@ def _hold(root: Path, name: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_the_folder_is_gone_after_the_end_and_after_an_error(tmp_path: Path) -> None:
+def test_the_folder_is_gone_after_the_end_and_after_an_error_that_would_come_again(tmp_path: Path) -> None:
     root = tmp_path / "training"
     with training_folder(root, "a") as folder:
         (folder / "x").write_text("x")
     assert not root.exists()
     with pytest.raises(FileNotFoundError), training_folder(root, "a") as folder:
         (folder / "x").rename(folder / "y")
-    assert not (root / "a").exists()
+    for wrong in (UsageError("too few ratings"), BadDataError("they were replaced"), ValueError("NaN")):
+        with pytest.raises(type(wrong)), training_folder(root, "a"):
+            raise wrong
+        assert not (root / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "passing", [UnavailableError("no room"), OSError(errno.ENOSPC, "full"), MemoryError(), OSError("a store")]
+)
+def test_an_error_that_may_pass_keeps_the_folder(passing: Exception, tmp_path: Path) -> None:
+    def fail() -> None:
+        with training_folder(tmp_path, "a") as folder:
+            (folder / "x").write_text("x")
+            raise passing
+
+    with pytest.raises((UnavailableError, type(passing))):
+        fail()
+    with training_folder(tmp_path, "a") as folder:
+        assert (folder / "x").read_text() == "x"
+
+
+def test_one_who_holds_the_lock_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    with (tmp_path / "a.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        leaving = threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN))
+        leaving.start()
+        with training_folder(tmp_path, "a") as folder:
+            assert folder.is_dir()
+        leaving.join()
 
 
 def test_two_processes_do_not_share_a_folder_and_a_killed_one_leaves_it(tmp_path: Path) -> None:
@@ -86,7 +117,7 @@ def test_a_full_or_locked_disk_is_explained(disk: Callable[[str], Path]) -> None
         writing(work),
     ):
         (work / "x").write_bytes(b"x" * 100_000)
-    assert not (folder / "a").exists()
+    assert (folder / "a").exists()
     disk("ro")
     with pytest.raises(UnavailableError, match="Read-only file system"), training_folder(folder, "b"):
         pytest.fail("it is read-only")
