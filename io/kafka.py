@@ -11,7 +11,6 @@ read when they are committed. An outage of the brokers is waited out.
 """
 
 import dataclasses
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,13 +23,13 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import SourceOptions
-from beamrec.io.kafka_client import Address, check_topic, explain, may_pass, parse_address
+from beamrec.io.kafka_client import Address, Heard, check_topic, explain, may_pass, parse_address
 from beamrec.io.kafka_group import GroupOffsets
 from beamrec.io.kafka_partition import Partition, Record
-from beamrec.io.kafka_places import Places, check_bounds
+from beamrec.io.kafka_places import Places, check_bounds, sealed_since
 from beamrec.io.kafka_requests import Question, TopicWatch, ask_offsets
 from beamrec.io.reader import LedgerMark, LedgerReader, Row, raw_events
-from beamrec.io.source_log import Part, SourceLog
+from beamrec.io.source_log import Part
 
 __all__ = ["KafkaTopic", "identity", "open_sources"]
 
@@ -41,7 +40,6 @@ _FETCH_ROWS = 10_000
 _QUEUE_KIB = 16 << 10  # that the client fetches ahead
 _ENDS_SECONDS = 0.2
 _STALE_SECONDS = 5.0  # without an answer nothing is known about the ends
-_LOGGER = logging.getLogger(__name__)
 _Whole = tuple[Partition, Part, int, list[Record]]
 
 
@@ -107,23 +105,24 @@ class _Reader(LedgerReader):
     def __init__(self, source: KafkaTopic) -> None:
         super().__init__(source.options)
         self._address, self._owns = source.address, source.owns
-        self._refused: KafkaError | None = None
-        self._admin = AdminClient({**self._address.client(), "error_cb": self._hear}, logger=_LOGGER)
+        self._heard = Heard(self._address.where)
+        self._admin = AdminClient({**self._address.client(), "error_cb": self._heard})
         self._watch = TopicWatch(self._address, self._admin)
-        self._places = Places(self._address, self._admin, self.log, source.owns, self._resume)
+        self._places = Places(self._address, self._admin, self._store, self.log, source.owns, self._resume)
         self._partitions: dict[int, Partition] = {}
         self._adrift: dict[int, Partition] = {}
         self._ends = Question(self._address.where, self._ask_ends)
         self._next_ends = 0.0
-        self._consumer = Consumer(self._settings(), logger=_LOGGER)
+        self._consumer = Consumer(self._settings())
         self._group = self._commit_offsets() if self._address.get("group") else None
 
     def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
         """See LedgerReader."""
         self._admin.poll(0)
         self._watch.poll()
-        if self._watch.topic_id is None and self._refused is not None:
-            raise explain(self._address.where, self._refused)
+        if self._watch.topic_id is None and self._heard.refused is not None:
+            # A login that never succeeded; one that fails later (a password that changes) is waited out.
+            raise explain(self._address.where, self._heard.refused)
         self._place(seal_new)
         # Before anything is fetched: an end that was reached says that all before it was handed out.
         self._follow_ends()
@@ -141,7 +140,7 @@ class _Reader(LedgerReader):
             return False
         if self._watch.topic_id is None or self._unplaced(seal_new):
             return True
-        stale = time.time() - self._ends.asked_at > _STALE_SECONDS
+        stale = time.time() - self._ends.answered > _STALE_SECONDS
         return any(not p.finished and (stale or not p.at_end) for p in self._partitions.values())
 
     def at_end(self) -> bool:
@@ -175,17 +174,11 @@ class _Reader(LedgerReader):
             "queued.max.messages.kbytes": _QUEUE_KIB,
             "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
-            "error_cb": self._hear,
+            "error_cb": self._heard,
         }
 
     def _commit_offsets(self) -> GroupOffsets:
         return GroupOffsets(self._consumer, self._store, self._address.topic, lambda: list(self._partitions))
-
-    def _hear(self, error: KafkaError) -> None:
-        """Told by the clients, which connect again by themselves."""
-        _LOGGER.warning("%s: %s", self._address.where, error.str())
-        if not may_pass(error):
-            self._refused = error
 
     def _resume(self, source: str) -> int:
         found = self._progress.get(source)
@@ -246,7 +239,7 @@ class _Reader(LedgerReader):
         elif not may_pass(error):
             raise explain(self._address.where, error)
         else:
-            _LOGGER.warning("%s: %s", self._address.where, error.str())
+            self._heard(error)
 
     def _seal(self, seal_new: bool) -> None:
         now_us = time.time_ns() // 1000
@@ -258,13 +251,9 @@ class _Reader(LedgerReader):
                 parts[number] = part
         if not parts:
             return
-        for number, held in zip(parts, self.log.seal(list(parts.values())), strict=True):
+        for held in sealed_since(self._store, self.log, self.log.seal(list(parts.values()))):
+            number = int(held.source.rpartition("/")[2])
             self._partitions[number].add_sealed(held)
-            if self.log.last(held.source) != held:
-                # Another reader is further already.
-                known = [part for part in SourceLog(self._store).read() if part.source == held.source]
-                for part in known[known.index(held) + 1 :]:
-                    self._partitions[number].add_sealed(part)
 
     def _ask_ends(self) -> Any:
         latest = {"end": OffsetSpec.latest()}
@@ -280,7 +269,7 @@ class _Reader(LedgerReader):
         self._next_ends = time.monotonic() + _ENDS_SECONDS
         for (_, number), found in answer.items():
             if number in self._partitions:
-                self._partitions[number].see_end(found.offset, int(self._ends.asked_at * 1e6))
+                self._partitions[number].see_end(found.offset, int(self._ends.answered * 1e6))
 
     def _advance_watermark(self, seal_new: bool) -> None:
         if self._watch.topic_id is None or self._unplaced(seal_new):
@@ -288,7 +277,7 @@ class _Reader(LedgerReader):
         fronts = [p.front_us for p in self._partitions.values() if not p.finished]
         known = [front for front in fronts if front is not None]
         if len(known) == len(fronts):
-            self.advance_watermark(min(known, default=self._watch.described_at * 1e6) / 1e6)
+            self.advance_watermark(min(known, default=self._watch.answered * 1e6) / 1e6)
 
     def _to_batches(self, found: Sequence[_Whole]) -> Iterator[pa.RecordBatch]:
         """Batches of RAW_EVENTS, without the events that already have a fate."""

@@ -24,6 +24,7 @@ __all__ = [
     "CONNECTION",
     "PASSWORD_VARIABLE",
     "Address",
+    "Heard",
     "check_topic",
     "explain",
     "may_pass",
@@ -39,6 +40,7 @@ _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:,@\[\]/]+)(:\d{1,5})?")
 _PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _CONTACT_SECONDS = 20.0
+_LOG_SECONDS = 30.0
 _LOGGER = logging.getLogger(__name__)
 # Waiting does not mend these; everything else (no leader, a broker that is away, a timeout) may pass.
 _REFUSALS = {
@@ -84,7 +86,7 @@ class Address:
             "client.id": "beamrec",
             "security.protocol": self._protocol(),
             "reconnect.backoff.max.ms": 2000,
-            "log.connection.close": False,
+            "log_level": 2,  # what it logs on the standard error it also tells `Heard`
         }
         files = {"ca": "ssl.ca.location", "cert": "ssl.certificate.location", "key": "ssl.key.location"}
         settings |= {setting: self.get(name) for name, setting in files.items() if self.get(name)}
@@ -170,6 +172,30 @@ def explain(where: str, error: KafkaError) -> BeamrecError:
     return UnavailableError(f"{where}: {error.str()}; {_REFUSALS.get(error.code(), 'see the brokers’ log')}")
 
 
+class Heard:
+    """Is told a client's errors, of which most are news of an outage that it deals with by itself.
+
+    Attributes:
+      first: the first error.
+      refused: the last error that waiting does not mend.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.first: KafkaError | None = None
+        self.refused: KafkaError | None = None
+        self._where = where
+        self._logged: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        """For `error_cb`; logs an error of a kind at most twice a minute."""
+        self.first = self.first or error
+        if not may_pass(error):
+            self.refused = error
+        if time.monotonic() - self._logged.get(error.code(), float("-inf")) > _LOG_SECONDS:
+            self._logged[error.code()] = time.monotonic()
+            _LOGGER.warning("%s: %s", self._where, error.str())
+
+
 def check_topic(address: Address) -> TopicDescription:
     """What the brokers say of the topic, asked once and waited for: before anything is started.
 
@@ -177,30 +203,28 @@ def check_topic(address: Address) -> TopicDescription:
       UsageError: there is no such topic.
       UnavailableError: nobody answers, or the login or TLS fails.
     """
-    heard: list[KafkaError] = []
-    admin = AdminClient({**address.client(), "error_cb": heard.append}, logger=_LOGGER)
-    future = admin.describe_topics(TopicCollection([address.topic]), request_timeout=_CONTACT_SECONDS)[
-        address.topic
-    ]
+    heard = Heard(address.where)
+    admin = AdminClient({**address.client(), "error_cb": heard})
+    topics = TopicCollection([address.topic])
+    future = admin.describe_topics(topics, request_timeout=_CONTACT_SECONDS)[address.topic]
     deadline = time.monotonic() + _CONTACT_SECONDS
     while not future.done() and time.monotonic() < deadline:
         admin.poll(0.1)
-        for error in heard:
-            if not may_pass(error):
-                raise explain(address.where, error)
+        if heard.refused is not None:
+            raise explain(address.where, heard.refused)
     try:
         return future.result(timeout=1)
     except (KafkaException, TimeoutError) as error:
         raise _unreachable(address, error, heard) from None
 
 
-def _unreachable(address: Address, error: Exception, heard: list[KafkaError]) -> BeamrecError:
+def _unreachable(address: Address, error: Exception, heard: Heard) -> BeamrecError:
     found = error.args[0] if isinstance(error, KafkaException) else None
     if found is not None and found.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
         return UsageError(f"{address.where}: there is no such topic; create it first")
     if found is not None and not may_pass(found):
         return explain(address.where, found)
-    reason = heard[0].str() if heard else "no answer"
+    reason = heard.first.str() if heard.first else "no answer"
     hint = "check hosts and ports, and that the brokers run"
     if address.client()["security.protocol"].endswith("ssl"):
         hint += "; if they speak no TLS and the network is trusted, say security=plaintext"

@@ -6,7 +6,7 @@ comes first. A partition that is not in it was added later, and is read from its
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from apache_beam.metrics import Metrics
@@ -16,9 +16,10 @@ from beamrec.io.kafka_client import Address
 from beamrec.io.kafka_partition import Partition, Place, place_of
 from beamrec.io.kafka_requests import Question, another_topic, ask_offsets
 from beamrec.io.source_log import Part, SourceLog
+from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 
-__all__ = ["Places", "check_bounds", "source_of"]
+__all__ = ["Places", "check_bounds", "sealed_since", "source_of"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -51,6 +52,16 @@ def _spec(address: Address, name: str, words: tuple[str, ...]) -> OffsetSpec | N
     return OffsetSpec.for_timestamp(int(time_.timestamp() * 1000))
 
 
+def sealed_since(store: Store, log: SourceLog, held: Sequence[Part]) -> list[Part]:
+    """Parts that hold, and those of the same sources that another reader has sealed after them."""
+    if all(log.last(part.source) == part for part in held):
+        return list(held)
+    ends = {part.source: part.position for part in held}
+    known = SourceLog(store).read()
+    later = [part for part in known if part.source in ends and part.after >= ends[part.source]]
+    return [*held, *(part for part in later if part not in held)]
+
+
 class Places:
     """Finds the places of partitions without waiting for the broker.
 
@@ -58,7 +69,8 @@ class Places:
       owed: partitions of this reader with sealed records that had no fate yet when it began.
 
     Args:
-      log: of the output; what it holds of this topic is read here.
+      store: the output folder.
+      log: of it; what it holds of this topic is read here.
       owns: whether this reader reads a partition.
       resume: the position of a source up to which everything has a fate.
     """
@@ -67,11 +79,12 @@ class Places:
         self,
         address: Address,
         admin: AdminClient,
+        store: Store,
         log: SourceLog,
         owns: Callable[[int], bool],
         resume: Callable[[str], int],
     ) -> None:
-        self._address, self._admin, self._log = address, admin, log
+        self._address, self._admin, self._store, self._log = address, admin, store, log
         self._resume = resume
         self._ledger: dict[int, list[Part]] = {}
         self._question: Question | None = None
@@ -180,7 +193,7 @@ class Places:
                 source = source_of(self._address.topic, number)
                 starts.append(Part(source, 0, 0, 0, now_us, str(Place(topic_id, offset))))
         if starts:
-            self._remember(self._log.seal(starts))
+            self._remember(sealed_since(self._store, self._log, self._log.seal(starts)))
 
     def _remember(self, parts: Collection[Part]) -> None:
         """Keeps of each partition the parts that are not wholly fated, and at least the last."""

@@ -32,12 +32,15 @@ class Question:
     Args:
       where: for messages.
       ask: puts the question; returns a future for each key of the answer.
+
+    Attributes:
+      answered: when the last question was put that has an answer (seconds since the epoch).
     """
 
     def __init__(self, where: str, ask: Callable[[], _Futures]) -> None:
         self._where, self._ask = where, ask
         self._futures: _Futures | None = None
-        self.asked_at = 0.0
+        self._asked_at = self.answered = 0.0
 
     def answer(self) -> dict[Any, Any] | None:
         """The answers by key, once; None as long as they are not all here.
@@ -46,17 +49,19 @@ class Question:
           UnavailableError: the brokers refuse to answer.
         """
         if self._futures is None:
-            self.asked_at, self._futures = time.time(), self._ask()
+            self._asked_at, self._futures = time.time(), self._ask()
         if not all(future.done() for future in self._futures.values()):
             return None
         futures, self._futures = self._futures, None
         try:
-            return {key: future.result() for key, future in futures.items()}
+            answer = {key: future.result() for key, future in futures.items()}
         except KafkaException as error:
             if not may_pass(error.args[0]):
                 raise explain(self._where, error.args[0]) from None
             self.failed(error.args[0])
             return None
+        self.answered = self._asked_at
+        return answer
 
     def failed(self, error: KafkaError) -> None:
         """Called when the question has to be put again."""
@@ -93,7 +98,6 @@ class TopicWatch(Question):
     Attributes:
       topic_id: None until the first answer.
       partitions: their numbers.
-      described_at: when the last question was put that has an answer (seconds since the epoch).
     """
 
     def __init__(self, address: Address, admin: AdminClient) -> None:
@@ -103,7 +107,6 @@ class TopicWatch(Question):
         )
         self.topic_id: str | None = None
         self.partitions: tuple[int, ...] = ()
-        self.described_at = 0.0
         self._next = 0.0
         self._unknown_since: float | None = None
 
@@ -124,7 +127,7 @@ class TopicWatch(Question):
         found = identity_of(description)
         if self.topic_id is not None and found != self.topic_id:
             raise another_topic(self._where)
-        self.topic_id, self.described_at = found, self.asked_at
+        self.topic_id = found
         self.partitions = tuple(sorted(partition.id for partition in description.partitions))
 
     def failed(self, error: KafkaError) -> None:

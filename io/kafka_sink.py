@@ -17,7 +17,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from beamrec.io.kafka_client import Address, check_topic, explain, parse_address
+from beamrec.io.kafka_client import Address, Heard, check_topic, explain, parse_address
 from beamrec.schemas.errors import BeamrecError
 from beamrec.schemas.events import Fate
 
@@ -62,9 +62,8 @@ class LineProducer:
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
                 "linger.ms": 5,
-                "error_cb": self._hear,
-            },
-            logger=_LOGGER,
+                "error_cb": Heard(address.where),
+            }
         )
 
     def send(self, lines: Sequence[tuple[str, bytes]]) -> int:
@@ -112,10 +111,6 @@ class LineProducer:
             self._too_large += 1
         else:
             self._refused = error
-
-    def _hear(self, error: KafkaError) -> None:
-        """Told by the client, which connects again by itself."""
-        _LOGGER.warning("%s: %s", self._address.where, error.str())
 
     def close(self) -> None:
         """Forgets what is under way."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -20,6 +21,7 @@ from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
+    Message,
     Producer,
     TopicPartition,
 )
@@ -102,7 +104,7 @@ class KafkaBroker:
     def make_topic(self, topic: str, partitions: int = 1, **config: str) -> None:
         """Makes a topic; the configuration is given with underscores for dots."""
         settings = {name.replace("_", "."): value for name, value in config.items()}
-        admin = self.admin()
+        admin = self.admin
         new = NewTopic(topic, partitions, 1, config=settings)
         deadline = time.monotonic() + _START_SECONDS
         while True:
@@ -119,16 +121,16 @@ class KafkaBroker:
 
     def delete_topic(self, topic: str) -> None:
         """Deletes a topic with all that it holds."""
-        self.admin().delete_topics([topic])[topic].result(30)
+        self.admin.delete_topics([topic])[topic].result(30)
 
     def add_partitions(self, topic: str, total: int) -> None:
         """Raises the number of partitions of a topic."""
-        self.admin().create_partitions([NewPartitions(topic, total)])[topic].result(30)
+        self.admin.create_partitions([NewPartitions(topic, total)])[topic].result(30)
 
     def delete_records(self, topic: str, partition: int, before: int) -> None:
         """Moves the beginning of a partition, as retention does."""
         place = TopicPartition(topic, partition, before)
-        self.admin().delete_records([place])[place].result(30)
+        self.admin.delete_records([place])[place].result(30)
 
     def send(
         self,
@@ -139,18 +141,24 @@ class KafkaBroker:
         timestamp: int = 0,
     ) -> None:
         """Sends records to one partition and waits until the broker has them all; `timestamp` in ms."""
-        producer = self.producer()
-        for value, key in itertools.zip_longest(values, keys):
-            producer.produce(topic, value, key, partition=partition, timestamp=timestamp)
-            producer.poll(0)
-        assert producer.flush(60) == 0, "the broker has not taken the records"
+        producer, failed = self.producer(), []
 
-    def values(self, topic: str, group: str = "reader") -> list[tuple[bytes | None, bytes | None]]:
-        """Key and value of all committed records of a topic, in order of partitions and offsets."""
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            failed.extend([] if error is None else [error.str()])
+
+        for value, key in itertools.zip_longest(values, keys):
+            producer.produce(
+                topic, value, key, partition=partition, timestamp=timestamp, on_delivery=delivered
+            )
+            producer.poll(0)
+        assert (producer.flush(60), failed) == (0, []), "the broker has not taken the records"
+
+    def records(self, topic: str) -> list[tuple[int, bytes | None, bytes | None]]:
+        """Partition, key and value of all committed records of a topic, by partition and offset."""
         found = {}
-        settings = {"bootstrap.servers": self.address, "group.id": group, "log_level": 2}
+        settings = {"bootstrap.servers": self.address, "group.id": "tests", "log_level": 2}
         consumer = Consumer(settings | {"enable.partition.eof": True, "enable.auto.commit": False})
-        partitions = list(self.admin().list_topics(topic, timeout=30).topics[topic].partitions)
+        partitions = list(self.admin.list_topics(topic, timeout=30).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         ended = 0
         while ended < len(partitions):
@@ -159,13 +167,13 @@ class KafkaBroker:
                     found[message.partition(), message.offset()] = (message.key(), message.value())
                 ended += message.error() is not None
         consumer.close()
-        return [found[place] for place in sorted(found)]
+        return [(place[0], *found[place]) for place in sorted(found)]
 
     def group_offsets(self, group: str, topic: str) -> dict[int, int]:
         """Committed offset of each partition that has one."""
         request = ConsumerGroupTopicPartitions(group)
         with contextlib.suppress(KafkaException):  # no such group yet
-            answer = self.admin().list_consumer_group_offsets([request])[group].result(30)
+            answer = self.admin.list_consumer_group_offsets([request])[group].result(30)
             places = [place for place in answer.topic_partitions if place.topic == topic]
             return {place.partition: place.offset for place in places if place.offset >= 0}
         return {}
@@ -175,8 +183,9 @@ class KafkaBroker:
         config = {"bootstrap.servers": self.address, "reconnect.backoff.max.ms": "500", "log_level": 2}
         return Producer(config | {name.replace("_", "."): value for name, value in settings.items()})
 
+    @functools.cached_property
     def admin(self) -> AdminClient:
-        """A client that changes topics."""
+        """A client that changes topics; what it was asked is answered as long as it lives."""
         return AdminClient({"bootstrap.servers": self.address, "log_level": 2})
 
     def _format(self) -> None:
@@ -219,7 +228,7 @@ class KafkaBroker:
                 contextlib.suppress(OSError, KafkaException),
                 socket.create_connection(("localhost", self.port), 1),
             ):
-                if self.admin().list_topics(timeout=5).brokers:
+                if self.admin.list_topics(timeout=5).brokers:
                     return
             time.sleep(0.1)
             assert self.process is not None

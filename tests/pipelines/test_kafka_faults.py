@@ -1,0 +1,101 @@
+"""The streaming job on a real Kafka broker, both killed, partitions added: nothing lost, nothing twice."""
+
+import collections
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from beamrec.io.ledger import account, missing_segments
+from beamrec.io.store import LocalStore
+
+pytestmark = pytest.mark.faults
+
+SHORT = os.environ.get("BEAMREC_FAULTS") == "short"
+KILLS = 2 if SHORT else 5
+RECORDS = 3_000 if SHORT else 100_000
+A_SECOND = 200 if SHORT else 2_000
+
+
+class Clicks(threading.Thread):
+    """Sends events at a steady rate to a random partition of those that there are, through every outage."""
+
+    def __init__(self, kafka: Any, topic: str, partitions: int) -> None:
+        super().__init__(daemon=True)
+        self._kafka, self._topic, self.partitions = kafka, topic, partitions
+        self._random = random.Random(5)
+        self.sent = 0
+
+    def run(self) -> None:
+        # Idempotent: a producer's own retry would be a duplicate, which is another test's business.
+        producer = self._kafka.producer(enable_idempotence="true", message_timeout_ms="0")
+        while self.sent < RECORDS:
+            for _ in range(A_SECOND // 20):
+                partition = self._random.randrange(self.partitions)
+                producer.produce(self._topic, self._event(), partition=partition)
+                self.sent += 1
+            producer.poll(0.05)
+        assert producer.flush(120) == 0
+
+    def _event(self) -> bytes:
+        event = {
+            "session_id": f"s{self.sent}",
+            "event_id": f"e{self.sent}",
+            "customer_number": self._random.choice([103, 112, 999_999]),
+            "city": "Nantes",
+            "country": "France",
+            "credit_limit": 21000,
+            "browse_history": [],
+        }
+        return json.dumps(event).encode()
+
+
+def test_killed_jobs_and_brokers_and_new_partitions_lose_and_double_nothing(
+    stream_job: Callable[..., Any], kafka: Any
+) -> None:
+    topic = kafka.create_topic(3)
+    job = stream_job("--window-seconds=2", "--max-delay=1", "--splits=2")
+    job.input = kafka.uri(topic, group=f"lag-{topic}")
+    clicks = Clicks(kafka, topic, partitions=3)
+    clicks.start()
+    draw = random.Random(7)
+    seen = 0
+    for kill in range(KILLS):
+        job.start()
+        job.wait_for(seen + 1)
+        kafka.add_partitions(topic, 3 + 2 * (kill + 1))
+        clicks.partitions = 3 + 2 * (kill + 1)
+        time.sleep(draw.uniform(0, 4))
+        if kill % 2 == 0:
+            kafka.kill()
+            time.sleep(draw.uniform(0, 2))
+            kafka.start()
+            time.sleep(draw.uniform(0, 4))
+        job.kill()
+        seen = len(job.visible())
+    job.start("--stop-when-idle=4")
+    clicks.join()
+    result = job.finish(timeout=600)
+    assert result["ok"], result
+    counted = collections.Counter(record["event_id"] for _, record in job.visible())
+    assert [f"e{n}" for n in range(RECORDS) if f"e{n}" not in counted] == []
+    assert [event for event, times in counted.items() if times != 1] == []
+    store = LocalStore(job.output)
+    found = account(store)
+    assert found.reconciled, found
+    assert found.counts.out == found.counts.records_in == RECORDS
+    assert missing_segments(store) == []
+    behind_fates(kafka, topic)
+
+
+def behind_fates(kafka: Any, topic: str) -> None:
+    """What was committed for monitors of lag is never beyond the end, and something was."""
+    committed = kafka.group_offsets(f"lag-{topic}", topic)
+    ends = collections.Counter(partition for partition, *_ in kafka.records(topic))
+    assert committed
+    assert all(offset <= ends[partition] for partition, offset in committed.items())
