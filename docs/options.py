@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from beamrec.pipelines import commands
-from beamrec.pipelines.arguments import BEAM_GROUP, flag_name, leaf_parsers
+from beamrec.pipelines.arguments import BEAM_GROUP, flag_name, leaf_parsers, shown_default
 from beamrec.pipelines.environment import PASSWORDS, SETTINGS, variables
 
 TARGET = Path(__file__).with_suffix(".md")
@@ -107,9 +107,8 @@ def _row(action: argparse.Action, heeded: set[str]) -> str:
 
 
 def _default(action: argparse.Action) -> str:
-    if action.default in (None, argparse.SUPPRESS, "") or (action.nargs == 0 and not action.default):
-        return "required" if action.required else ""
-    return f"`{action.default}`"
+    text = shown_default(action)
+    return f"`{text}`" if text else "required" if action.required else ""
 
 
 def _kind(action: argparse.Action, name: str) -> str:

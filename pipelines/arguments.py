@@ -18,6 +18,7 @@ __all__ = [
     "leaf_parsers",
     "parse_pipeline",
     "pipeline_parser",
+    "shown_default",
 ]
 
 
@@ -29,11 +30,28 @@ def flag_name(text: str) -> str:
     return text.split("=", 1)[0].lstrip("-").replace("-", "_")
 
 
+def shown_default(action: argparse.Action) -> str:
+    """An option's default for people; empty where it has none, and for a flag that is off."""
+    is_off = action.nargs == 0 and not action.default
+    return "" if is_off or action.default in (None, argparse.SUPPRESS, "") else str(action.default)
+
+
+class _WithDefaults(argparse.HelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        # A BooleanOptionalAction has put it there by itself.
+        is_there = "%(default)" in text or not shown_default(action)
+        return text if is_there else f"{text} (default: %(default)s)"
+
+
 class VerbParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that knows no abbreviations and reports errors as `UsageError` (exit code 2)."""
+    """An `ArgumentParser` that knows no abbreviations, shows defaults in its help and reports errors as
+    `UsageError` (exit code 2).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _WithDefaults)
         super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:

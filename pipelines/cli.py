@@ -65,6 +65,8 @@ def _help() -> str:
             "  --config TOML  options by name, at the top level or under [VERB]; explicit flags win",
             "  --debug        tracebacks and the logs of libraries",
             "  --version      prints the version",
+            "",
+            "all options with their defaults, units and environment variables: docs/options.md",
         ]
     )
 
