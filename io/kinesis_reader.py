@@ -228,11 +228,16 @@ class KinesisReader(LedgerReader):
         """The part of each answer, None for one that says nothing; None if another reader was faster."""
         parts = [answer.part or self._part(answer) for answer in answers]
         new = [part for part, answer in zip(parts, answers, strict=True) if part and not answer.part]
-        if new and self.log.seal(new) != new:
+        if any(self._overtaken(part) for part in new) or (new and self.log.seal(new) != new):
             return None
         for answer, part in zip(answers, parts, strict=True):
             self._note(answer, part)
         return parts
+
+    def _overtaken(self, part: Part) -> bool:
+        """Whether the log knows more of the shard already: it was read when another shard was sealed."""
+        last = self.log.last(part.source)
+        return last is not None and last.position != part.after
 
     def _part(self, answer: Answer) -> Part | None:
         if not (answer.rows or answer.span.closed or answer.span.until):

@@ -39,7 +39,7 @@ class KinesisServer:
     """A server with one stream of the test's own.
 
     Attributes:
-      kind: `moto` or `kinesalite`.
+      kind: `moto`, `plain moto` or `kinesalite`.
       direct: URL of the server.
       endpoint: URL of the proxy.
     """
@@ -262,7 +262,7 @@ def _kinesalite_folder() -> Path:
 @pytest.fixture
 def plain_moto(plain_moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     """A stream of two shards on moto's server as it comes."""
-    return _new_stream("moto", plain_moto_kinesis, monkeypatch)
+    return _new_stream("plain moto", plain_moto_kinesis, monkeypatch)
 
 
 @pytest.fixture(params=["moto", "kinesalite"])

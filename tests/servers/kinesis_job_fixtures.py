@@ -54,7 +54,11 @@ class KinesisJob:
             while reader.advance():
                 rows += reader.get_current().to_pylist()
         for row in rows:
-            assert self.seen.setdefault((row["source"], row["position"]), row) == row
+            before = self.seen.setdefault((row["source"], row["position"]), row)
+            if self.server.kind == "plain moto":
+                # A split there gives what the parent holds new arrival times.
+                row["arrival"] = before["arrival"]
+            assert before == row
         return rows
 
     def read(self, count: int, quiet_seconds: float = 0.5) -> list[Row]:
