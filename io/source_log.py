@@ -65,6 +65,14 @@ def parts_of(table: pa.Table) -> list[Part]:
     return [Part(**row) for row in table.to_pylist()]
 
 
+def _holds(found: Part, wanted: Part | None) -> bool:
+    """Whether a part that was found is another reader's look at the same place."""
+    if wanted is None or found.after != wanted.after:
+        return False
+    # A part without records marks a place and leaves it to be read.
+    return found.position > found.after or wanted.position == wanted.after
+
+
 class SourceLog:
     """Reads and extends the log of one output folder, beginning at the newest snapshot.
 
@@ -104,9 +112,9 @@ class SourceLog:
           BeamrecError: another job has gone on with the folder, and this reader does not know how far.
         """
         held: dict[str, Part] = {}
+        wanted = {part.source: part for part in parts}
         while True:
-            wanted = {part.source: part.after for part in parts}
-            held |= {p.source: p for p in self.read() if wanted.get(p.source) == p.after}
+            held |= {p.source: p for p in self.read() if _holds(p, wanted.get(p.source))}
             new = [part for part in parts if part.source not in held]
             if not new or self._append(new):
                 break
