@@ -1,15 +1,17 @@
 """Tables `item_emb` and `user_emb` of another system, read as the embeddings files of a release folder."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg2
 from psycopg2 import sql
 
-from beamrec.io.postgres import connect
+from beamrec.io.postgres import PASSWORD_VARIABLES, connect, connection_options
+from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 
-__all__ = ["EMBEDDING_TABLES", "export_embedding_tables"]
+__all__ = ["EMBEDDING_TABLES", "export_embedding_tables", "fetch_embeddings"]
 
 EMBEDDING_TABLES = {"item_emb": "item_embeddings.csv", "user_emb": "user_embeddings.csv"}
 """Tables of the schema `public`, and the file that each becomes."""
@@ -24,6 +26,25 @@ SELECT c.relname, c.relkind IN ('v', 'm') AND pg_get_viewdef(c.oid) ~ '\\mbeamre
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = 'public' AND c.relname = ANY(%s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
+
+
+def fetch_embeddings(uri: str, folder: Path, wanted: Callable[[str], bool]) -> tuple[Path, tuple[str, ...]]:
+    """Both tables as `embeddings/*.csv` of a folder on this machine, and what was left: nothing.
+
+    Args:
+      uri: `postgresql://user@host:port/db` or `embedded:/folder`.
+      folder: an empty one, which gets the files.
+      wanted: not asked: the tables are all that is looked at.
+
+    Raises:
+      As `export_embedding_tables`.
+    """
+    if not uri.startswith("embedded:"):
+        reject_password(uri, "SOURCE", PASSWORD_VARIABLES[0])
+        connection_options(uri, "SOURCE")
+    (folder / "embeddings").mkdir()
+    export_embedding_tables(uri, folder / "embeddings")
+    return folder, ()
 
 
 def export_embedding_tables(uri: str, folder: Path) -> tuple[str, ...]:

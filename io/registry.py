@@ -13,7 +13,7 @@ from beamrec.schemas.errors import UsageError
 
 __all__ = ["Kind", "backend", "known_schemes", "reject_password", "scheme_of"]
 
-Kind = Literal["tables", "events", "sinks", "files"]
+Kind = Literal["tables", "events", "sinks", "files", "embeddings"]
 
 # The empty scheme is a plain path.
 _MODULES: dict[Kind, dict[str, str]] = {
@@ -37,6 +37,13 @@ _MODULES: dict[Kind, dict[str, str]] = {
         "file": "beamrec.io.local",
         "s3": "beamrec.io.s3",
         "gs": "beamrec.io.gcs",
+    },
+    "embeddings": {
+        "": "beamrec.io.embedding_folders",
+        "file": "beamrec.io.embedding_folders",
+        "s3": "beamrec.io.embedding_folders",
+        "gs": "beamrec.io.embedding_folders",
+        "postgresql": "beamrec.io.embedding_tables",
     },
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)")
@@ -75,7 +82,8 @@ def backend(kind: Kind, uri: str, option: str) -> Any:
     """The module behind a URI.
 
     Args:
-      kind: `tables` (an `io.backend.Backend`), `events`, `sinks`, or `files` (stores of outputs).
+      kind: `tables` (an `io.backend.Backend`), `events`, `sinks`, `files` (stores of outputs), or
+        `embeddings` (what `release import` takes).
       uri: the URI or path.
       option: the flag that it came from, for the message.
 

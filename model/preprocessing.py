@@ -108,7 +108,7 @@ def vocabulary_name(name: str) -> str:
 
 
 def load_transform(folder: Path) -> Any:
-    """The graph that `analyze_features` wrote, as a `TFTransformOutput`."""
+    """The graph that `beamrec.model.analysis.analyze_features` wrote, as a `TFTransformOutput`."""
     import tensorflow_transform as tft
 
     return tft.TFTransformOutput(str(folder))

@@ -9,11 +9,9 @@ from typing import Any
 
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
-from beamrec.schemas.errors import BadDataError
+from beamrec.schemas.errors import BeamrecError
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "makes a release of embeddings from elsewhere: a folder, or tables item_emb and user_emb"
+__all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,37 +91,14 @@ def _skipped(paths: tuple[str, ...]) -> str:
 @contextmanager
 def _local_source(source: str, towers: bool) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """The foreign folder on this machine, and what was left where it is."""
-    from beamrec.io.registry import scheme_of
-    from beamrec.model.release import local_folder
-
-    scheme = scheme_of(source)
-    if scheme in ("", "file") and not source.startswith("embedded:"):
-        yield local_folder(source, "SOURCE"), ()
-        return
-    with tempfile.TemporaryDirectory(prefix="beamrec-import-") as temporary:
-        folder = Path(temporary)
-        try:
-            if scheme in ("s3", "gs"):
-                yield folder, _download(source, folder, towers)
-            else:
-                yield folder, _export(source, folder)
-        except BadDataError as error:
-            # The user knows the source, not our copy of it.
-            raise BadDataError(str(error).replace(temporary, source.partition("?")[0])) from None
-
-
-def _export(source: str, folder: Path) -> tuple[str, ...]:
-    from beamrec.io.embedding_tables import export_embedding_tables
-    from beamrec.io.registry import reject_password
-
-    reject_password(source, "SOURCE", "BEAMREC_VECTOR_DB_PASSWORD")
-    (folder / "embeddings").mkdir()
-    export_embedding_tables(source, folder / "embeddings")
-    return ()
-
-
-def _download(source: str, folder: Path, towers: bool) -> tuple[str, ...]:
-    from beamrec.io.release_folders import download
+    from beamrec.io.registry import backend
     from beamrec.model.release_import import is_imported
 
-    return download(source, folder, lambda path: is_imported(path, towers))
+    system = "postgresql://" if source.startswith("embedded:") else source  # an embedded server is one, too
+    embeddings = backend("embeddings", system, "SOURCE")
+    with tempfile.TemporaryDirectory(prefix="beamrec-import-") as temporary:
+        try:
+            yield embeddings.fetch_embeddings(source, Path(temporary), lambda path: is_imported(path, towers))
+        except BeamrecError as error:
+            # The user knows the source, not our copy of it.
+            raise type(error)(str(error).replace(temporary, source.partition("?")[0])) from None

@@ -26,7 +26,7 @@ def local_path(uri: str, option: str) -> str:
     if scheme and scheme.group(1).lower() != "file":
         raise UsageError(
             f"{option} {uri}: expected a local path or file:// URI, got scheme {scheme.group(1)!r}; "
-            "object stores are not there yet"
+            "this option takes a folder of this machine only"
         )
     path = unquote(uri[scheme.end() :]) if scheme else uri
     if not path or "\0" in path:

@@ -3,6 +3,7 @@
 And the same release folder on an object store: published, loaded, and fetched by the workers of a stream.
 """
 
+import argparse
 import contextlib
 import json
 import shutil
@@ -18,6 +19,9 @@ import pytest
 from beamrec.io.embedded import ensure_running
 from beamrec.io.release_folders import publish
 from beamrec.model import release as folders
+from beamrec.pipelines import release_import
+from beamrec.pipelines.console import Console
+from beamrec.schemas.errors import UsageError
 
 ITEMS = ["S10_1678", "S10_1949", "S10_2016", "S12_1099", "S12_1108", "S18_1097", "S24_2000"]
 USERS = ["103", "112"]
@@ -198,6 +202,38 @@ def test_our_own_views_are_no_tables_to_import(
     refused = command_line("release", "import", "embedded:", home=home)
     assert refused["exit_code"] == 2
     assert "beamrec's own view" in refused["error"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("sqlite:///shop.db", "SOURCE: expected one of a path, file://, s3://, gs://, postgresql://, got"),
+        ("s3x://bucket/course", "got the scheme s3x://"),
+        ("postgresql://me:secret@localhost/db", "SOURCE: a postgresql:// URI must not carry a password"),
+        ("postgresql://me@localhost/db?colour=red", "SOURCE: unknown option 'colour'"),
+        ("nowhere", "nowhere: there is no such folder to import"),
+    ],
+)  # fmt: skip
+def test_a_wrong_source_is_named(source: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        _import(source, tmp_path)
+    assert message in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def _import(source: str, home: Path) -> dict[str, Any]:
+    """As `beamrec release import` in this process."""
+    parser = argparse.ArgumentParser()
+    release_import.add_arguments(parser)
+    return release_import.run(parser.parse_args([source]), "", Console(home))
+
+
+def test_a_bucket_without_embeddings_is_named_and_not_our_copy_of_it(
+    s3: Any, course: Path, tmp_path: Path
+) -> None:
+    _upload(s3, "other/model/best_model.pth", course / "model/best_model.pth")
+    with pytest.raises(UsageError, match=f"^s3://{s3.bucket}/other: expected a folder with embeddings/"):
+        _import(s3.uri_of("other"), tmp_path)
 
 
 def test_an_import_from_and_to_an_object_store(

@@ -50,7 +50,7 @@ def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (["--shards=0"], "at least 1"),
         (["--max-delay=-1"], "seconds from 0 on"),
         (["--input=s3://bucket/x"], "--input: expected one of"),
-        (["--output=s3://bucket/x"], "object stores are not there yet"),
+        (["--output=s3://bucket/x"], "takes a folder of this machine only"),
         (["--runner=nosuch"], "expected direct, prism or one of Beam's own"),
         (["--nosuch=1"], "nosuch"),
         (["--vector-db=postgresql://u:p@h/db"], "holds a password"),
