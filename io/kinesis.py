@@ -76,4 +76,3 @@ class KinesisEvents(UnboundedSource):  # type: ignore[misc]
     def owns(self, shard: Shard) -> bool:
         """Whether this split reads the shard."""
         return shard.first_hash * self.options.splits >> _HASH_BITS == self.split_index
-
