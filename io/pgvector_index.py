@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import psycopg2
@@ -17,6 +18,7 @@ OPERATOR_CLASSES = {"<->": "vector_l2_ops", "<=>": "vector_cosine_ops", "<#>": "
 
 _LIST_ROWS = 1_000  # rows a list, as pgvector advises up to a million rows; beyond it √rows lists
 _MOST_ROWS_BY_THOUSANDS = 1_000_000
+_MOST_GIVEN_MEMORY = 2**41 - 2**20  # bytes; the setting ends there, in kilobytes of an int
 _LEAST_MEMORY, _MOST_MEMORY = 64 * 2**20, 2**31 - 2**20  # bytes; before PostgreSQL 18 the setting ended there
 
 
@@ -54,6 +56,16 @@ class IndexOptions:
             raise UsageError(f"--ivfflat-lists: expected 1 to 32768, got {self.lists}")
         if not 0 <= self.workers <= 1024:
             raise UsageError(f"--index-workers: expected 0 to 1024, got {self.workers}")
+        if self.memory_bytes is not None and not 2**20 <= self.memory_bytes <= _MOST_GIVEN_MEMORY:
+            raise UsageError(
+                f"--index-memory-mb: expected 1 to {_MOST_GIVEN_MEMORY // 2**20:,}, "
+                f"got {self.memory_bytes // 2**20:,}"
+            )
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "IndexOptions":
+        """The inverse of `described`: builds an index like that which a release has."""
+        return cls(**described)
 
     def described(self, rows: int) -> dict[str, Any]:
         """The parameters that matter for `rows` items, as they are kept with a release."""
@@ -130,4 +142,10 @@ def _create_with_workers(
 
 def _set_local(cursor: psycopg2.extensions.cursor, settings: dict[str, str]) -> None:
     for name, value in settings.items():
-        cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
+        try:
+            cursor.execute("SELECT set_config(%s, %s, true)", [name, value])
+        except psycopg2.errors.InvalidParameterValue as error:  # bounds differ between versions and systems
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"--index-memory-mb, --index-workers: this server refuses that: {reason}"
+            ) from error

@@ -17,6 +17,7 @@ from beamrec.io.binary_rows import BinaryRows
 from beamrec.io.pgvector_releases import not_loaded, release
 from beamrec.io.pgvector_schema import partition_name
 from beamrec.io.vector_search import Operator, VectorSearch, nearest
+from beamrec.schemas.embeddings import search_operator
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import CANDIDATES, NEIGHBOURS
 from beamrec.schemas.serving import SearchSetting
@@ -138,8 +139,7 @@ def search(
 ) -> pa.ListArray:
     """The k items of highest inner product for each vector, as CANDIDATES with scores descending.
 
-    Vectors of length one rank alike by every operator, so the index of the release's own operator serves;
-    other releases have an index for the inner product as well.
+    The setting `none` reads the whole table, whatever index the release has.
 
     Raises:
       UsageError: the release is not loaded, or has vectors of another dimension.
@@ -153,6 +153,7 @@ def search(
         reported="<#>",
         ef_search=min(_MAX_EF_SEARCH, max(setting.ef_search, k)),
         probes=setting.probes,
+        exact=setting.index == "none",
     )
     found = nearest(cursor, wanted, vectors, NEIGHBOURS)
     ids, products = found.values.flatten()
@@ -165,16 +166,15 @@ def _index_of(
 ) -> tuple[int, Operator]:
     """Dimension and search operator of a release, once the vectors are known to fit it."""
     cursor.execute(
-        "SELECT dim, CASE WHEN (manifest->>'normalized')::boolean THEN operator ELSE '<#>' END "
-        "FROM beamrec.releases WHERE id = %s",
+        "SELECT dim, operator, (manifest->>'normalized')::boolean FROM beamrec.releases WHERE id = %s",
         [release_id],
     )
     row = cursor.fetchone()
     if row is None:
         raise not_loaded(release_id)
-    dim, operator = row
+    dim, operator, normalized = row
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise UsageError(
             f"search in release {release_id}: expected vectors [n, {dim}], got {list(vectors.shape)}"
         )
-    return dim, cast(Operator, operator)
+    return dim, cast(Operator, search_operator(operator, normalized))

@@ -22,6 +22,7 @@ from beamrec.io.pgvector_index import IndexKind, IndexOptions, create_index
 from beamrec.io.pgvector_schema import partition_name
 from beamrec.io.pgvector_session import Session, open_session
 from beamrec.io.vector_search import VectorSearch, nearest
+from beamrec.schemas.embeddings import search_operator
 from beamrec.schemas.events import NEIGHBOURS
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.search_report import MeasuredSearch, SearchReport, recommend
@@ -89,13 +90,13 @@ def measure_release(uri: str, release_id: str, options: ReportOptions, status: _
     bench = _Bench(catalogue.vectors, queries, options)
     status(f"exact, in the worker: {release.items:,} items of {release.dim} numbers")
     measured = [bench.measure(SearchSetting("exact"), bench.product)]
-    operator = release.operator if shown["manifest"]["normalized"] else "<#>"
+    operator = search_operator(release.operator, shown["manifest"]["normalized"])
+    own = IndexOptions.of(shown["built"].get("index") or {})
     with open_session(uri, "release report") as session, _undone(session) as cursor:
-        measured += _measure_server(cursor, bench, release, operator, status)
-    index = (shown["built"].get("index") or {}).get("kind", "hnsw")
-    usable = {index, "none"} | ({"exact"} if catalogue.vectors.nbytes <= _MOST_PRODUCT_BYTES else set())
+        measured += _measure_server(cursor, bench, release, operator, own, status)
+    usable = {own.kind, "none"} | ({"exact"} if catalogue.vectors.nbytes <= _MOST_PRODUCT_BYTES else set())
     return SearchReport(
-        release=release.id, index=index, items=len(catalogue.ids), dim=release.dim, operator=operator,
+        release=release.id, index=own.kind, items=len(catalogue.ids), dim=release.dim, operator=operator,
         queried_with=whose, k=options.k, batch=options.batch, target=options.recall, measured=tuple(measured),
         recommended=recommend(tuple(m for m in measured if m.setting.index in usable), options.recall),
     )  # fmt: skip
@@ -129,8 +130,10 @@ def _measure_server(
     bench: "_Bench",
     release: ActiveRelease,
     operator: str,
+    own: IndexOptions,
     status: _Status,
 ) -> Iterator[MeasuredSearch]:
+    """Every kind of index on a copy of the items; that of the release's kind is built as the release's is."""
     table = f"search_report_{secrets.token_hex(8)}"
     served = sql.Identifier("beamrec", partition_name("item_embeddings", release.id))
     copy = sql.Identifier("beamrec", table)
@@ -145,8 +148,9 @@ def _measure_server(
     status("exact, in PostgreSQL")
     yield bench.measure(SearchSetting("none"), ask(SearchSetting("none")))
     for kind, settings in _settings(bench.k).items():
-        status(f"building {kind}")
-        seconds, size = _build(cursor, table, release, operator, kind)
+        options = own if own.kind == kind else IndexOptions(kind)
+        status(f"building {_in_words(options, release.items)}")
+        seconds, size = _build(cursor, table, release, operator, options)
         for setting in settings:
             measured = bench.measure(setting, ask(setting))
             status(f"{measured.name}: recall {measured.recall:.4f}")
@@ -161,12 +165,20 @@ def _settings(k: int) -> dict[IndexKind, Sequence[SearchSetting]]:
     }
 
 
+def _in_words(options: IndexOptions, items: int) -> str:
+    kind, *parameters = options.described(items).items()
+    return ", ".join([kind[1], *(f"{name} {value}" for name, value in parameters)])
+
+
 def _build(
-    cursor: psycopg2.extensions.cursor, table: str, release: ActiveRelease, operator: str, kind: IndexKind
+    cursor: psycopg2.extensions.cursor,
+    table: str,
+    release: ActiveRelease,
+    operator: str,
+    options: IndexOptions,
 ) -> tuple[float, int]:
     """Seconds that an index takes, and its bytes."""
     began = time.perf_counter()
-    options = IndexOptions(kind)
     create_index(cursor, table, release.items, release.dim, frozenset({operator}), options)
     seconds = time.perf_counter() - began
     cursor.execute("SELECT pg_indexes_size(%s::regclass)", [f'beamrec."{table}"'])

@@ -64,10 +64,13 @@ class Condition:
     Attributes:
       column: its name.
       operator: a comparison; `@>` is PostgreSQL's `contains` for jsonb and arrays.
-      value: what it is compared with; a sequence for `in` and `not in`, nothing for `is null`.
+      value: what it is compared with; a sequence for `in` and `not in`, nothing for `is null`. For `@>` a
+        sequence is an array of PostgreSQL's; what a jsonb column is to contain is a dict, or JSON as text,
+        such as `'["a", "b"]'`.
 
     Raises:
-      ValueError: at construction, for an operator that is not known or a value that does not go with it.
+      ValueError: at construction, for an operator that is not known, a value that does not go with it, NULL
+        in a sequence (`not in` would find nothing), or text with a NUL, which PostgreSQL has not.
     """
 
     column: str
@@ -89,6 +92,15 @@ class Condition:
             isinstance(self.value, str | bytes) or not isinstance(self.value, Sequence)
         ):
             raise ValueError(f"Condition on {self.column}: expected a list of values, got {self.value!r}")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        several = isinstance(self.value, Sequence) and not isinstance(self.value, str | bytes)
+        values = list(self.value) if several else [self.value]
+        if self.operator.endswith("in") and any(value is None for value in values):
+            raise ValueError(f"Condition on {self.column}: a list holds None; ask for NULL by `is null`")
+        if any(isinstance(value, str) and "\0" in value for value in values):
+            raise ValueError(f"Condition on {self.column}: a text holds NUL, which none in PostgreSQL does")
 
     def sql(self) -> sql.Composable:
         """The condition with its value as a literal."""
@@ -111,12 +123,13 @@ class VectorSearch:
     Attributes:
       table: its name, with its schema or found by the search path.
       k: neighbours a vector, fewer where the table (or the index, with a filter) has no more.
-      id_column, vector_column: of the table.
+      id_column, vector_column: of the table; a row without a vector is nobody's neighbour.
       operator: what neighbours are ordered by; an index is used if it was made for this operator.
       columns: further columns that come with each neighbour.
       where: conditions that all must hold.
       dim: for a column declared without a dimension, whose index stands on the cast to `vector(dim)`.
       reported: operator of the distance that is returned, where another one orders alike.
+      exact: read the whole table, or what the conditions leave of it, and not a vector's index.
       ef_search: width of the search in an HNSW index; None for the server's setting.
       probes: lists searched in an IVFFlat index; None for the server's setting.
       iterative_scan: goes on in the index until `k` rows pass the filter (pgvector 0.8); by default with
@@ -135,6 +148,7 @@ class VectorSearch:
     where: tuple[Condition, ...] = ()
     dim: int | None = None
     reported: Operator | None = None
+    exact: bool = False
     ef_search: int | None = None
     probes: int | None = None
     iterative_scan: _Scan | None = None
@@ -147,6 +161,11 @@ class VectorSearch:
                     f"VectorSearch: {name}: expected one of {', '.join(get_args(Operator))}, "
                     f"got {getattr(self, name)!r}"
                 )
+        if self.iterative_scan not in (None, *get_args(_Scan)):
+            raise ValueError(
+                f"VectorSearch: iterative_scan: expected one of {', '.join(get_args(_Scan))}, "
+                f"got {self.iterative_scan!r}"
+            )
         for name in ("k", "dim", "ef_search", "probes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -165,6 +184,8 @@ class VectorSearch:
             "hnsw.iterative_scan": scan,
             # An IVFFlat index knows no strict order; the answer is put in order in any case.
             "ivfflat.iterative_scan": "relaxed_order" if scan == "strict_order" else scan,
+            # Vector indexes know no other way to be read.
+            "enable_indexscan": "off" if self.exact else None,
         }
         return {name: str(value) for name, value in wanted.items() if value is not None}
 
@@ -228,7 +249,8 @@ def _statement(search: VectorSearch, vectors: npt.NDArray[np.float32], result: p
     return sql.SQL(
         "SELECT u.n, f.* FROM unnest({vectors}::vector[]) WITH ORDINALITY AS u (v, n) CROSS JOIN LATERAL "
         "(SELECT {id} AS id, {column} {reported} u.v AS distance{columns} FROM {table}{where} "
-        "ORDER BY {column} {operator} u.v LIMIT {k}) AS f ORDER BY u.n, f.distance, f.id"
+        "ORDER BY {column} {operator} u.v LIMIT {k}) AS f "
+        "WHERE f.distance IS NOT NULL ORDER BY u.n, f.distance, f.id"
     ).format(
         vectors=sql.Literal("{" + ",".join(f'"{text}"' for text in vector_texts(vectors)) + "}"),
         id=shown[0],

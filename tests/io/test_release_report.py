@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beamrec.io import release_report
 from beamrec.io.pgvector import ReleaseStore
+from beamrec.io.pgvector_index import IndexOptions
 from beamrec.io.postgres import connect
 from beamrec.io.release_report import ReportOptions, measure_release
 from beamrec.io.release_report_page import HEADINGS, render, table_rows
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.releases import ReleaseContents
 from beamrec.schemas.search_report import MeasuredSearch, SearchReport, recommend
 from beamrec.schemas.serving import SearchSetting
 
@@ -60,17 +63,47 @@ def test_recall_is_what_a_second_count_says(
     store.load(release)
     options = ReportOptions(queries=30, batch=30, seconds=5)
     report = measure_release(database, release.manifest.id, options, lambda text: None)
+    measured = next(m for m in report.measured if m.setting.index == "hnsw" and m.setting.ef_search == 40)
+    # Two graphs of the same items differ, because the order of insertion draws their levels.
+    assert abs(measured.recall - served_recall(store, release, SearchSetting(ef_search=40))) < 0.1
+
+
+def served_recall(store: ReleaseStore, release: ReleaseContents, setting: SearchSetting) -> float:
+    """The share of the ten best items that a stream's search finds for each user."""
     truth = np.argsort(-(release.user_vectors @ release.item_vectors.T), axis=1)[:, :10]
-    answers = store.search(
-        release.manifest.id, release.user_vectors, 10, SearchSetting(ef_search=40)
-    ).to_pylist()
+    answers = store.search(release.manifest.id, release.user_vectors, 10, setting).to_pylist()
     hits = [
         len({release.item_ids[i] for i in best} & {entry["id"] for entry in answer})
         for best, answer in zip(truth, answers, strict=True)
     ]
-    measured = next(m for m in report.measured if m.setting.index == "hnsw" and m.setting.ef_search == 40)
-    # Two graphs of the same items differ, because the order of insertion draws their levels.
-    assert abs(measured.recall - np.mean(hits) / 10) < 0.1
+    return float(np.mean(hits)) / 10
+
+
+@pytest.mark.parametrize(
+    "index",
+    [IndexOptions(m=4, ef_construction=16), IndexOptions("ivfflat", lists=100), IndexOptions("none")],
+    ids=lambda index: index.kind,
+)
+def test_what_a_release_can_use_finds_as_much_when_it_is_served(
+    store: ReleaseStore,
+    database: str,
+    make_release: Callable[..., ReleaseContents],
+    monkeypatch: pytest.MonkeyPatch,
+    index: IndexOptions,
+) -> None:
+    """The indexes are poor ones on purpose: what is recommended must not rest on better ones."""
+    monkeypatch.setattr(release_report, "_MOST_PRODUCT_BYTES", 0)
+    monkeypatch.setattr(release_report, "_EF_SEARCH", (20, 100))
+    monkeypatch.setattr(release_report, "_PROBES", (1, 8))
+    release = make_release(items=4_000, users=40, dim=32)
+    store.load(release, index)
+    options = ReportOptions(queries=40, batch=40, seconds=5)
+    report = measure_release(database, release.manifest.id, options, lambda text: None)
+    usable = [m for m in report.measured if m.setting.index in (index.kind, "none")]
+    served = {m.name: served_recall(store, release, m.setting) for m in usable}
+    assert served["exact, in PostgreSQL"] == 1
+    assert served == pytest.approx({m.name: m.recall for m in usable}, abs=0.12)
+    assert report.recommended.name == "exact, in PostgreSQL", "nothing else that it has reaches the target"
 
 
 def test_a_release_without_users_is_asked_with_its_items(
