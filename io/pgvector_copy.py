@@ -15,7 +15,7 @@ import numpy as np
 import psycopg2
 from psycopg2 import sql
 
-__all__ = ["Stored", "copy_binary", "copy_embeddings", "copy_neighbours", "stored_rows"]
+__all__ = ["Stored", "copy_embeddings", "copy_neighbours", "stored_rows"]
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
@@ -92,20 +92,6 @@ def stored_rows(cursor: psycopg2.extensions.cursor, table: str, with_ranks: bool
     return Stored(rows, int(checksum) % _MODULUS)
 
 
-def copy_binary(
-    release: str, ids: Sequence[str], vectors: np.ndarray, ranks: np.ndarray | None = None
-) -> bytes:
-    """Rows (release, id, embedding[, popularity_rank]) in PostgreSQL's binary COPY format, grouped by the
-    length of their ids.
-
-    Args:
-      vectors: [rows, dim] float32.
-      ranks: [rows] int32, or None for tables without that column.
-    """
-    records = (group.tobytes() for group in _records(release, ids, vectors, ranks))
-    return b"".join((_HEADER, *records, _TRAILER))
-
-
 def _records(
     release: str, ids: Sequence[str], vectors: np.ndarray, ranks: np.ndarray | None
 ) -> Iterator[np.ndarray]:
@@ -141,7 +127,7 @@ def _group(release: bytes, letters: np.ndarray, vectors: np.ndarray, ranks: np.n
 
 
 def _record_type(release_length: int, id_length: int, dim: int, has_rank: bool) -> np.dtype[Any]:
-    """One row of `copy_binary`: a field count, then for each field its length and its big-endian bytes."""
+    """One row of a binary COPY: a field count, then for each field its length and its big-endian bytes."""
     fields: list[tuple[Any, ...]] = [
         ("fields", ">i2"),
         ("release_length", ">i4"),

@@ -16,12 +16,12 @@ from beamrec.io.pgvector_neighbours import NEIGHBOURS, nearest_of, product_dista
 from beamrec.io.pgvector_releases import audit, release
 from beamrec.io.pgvector_schema import partition_name
 from beamrec.io.pgvector_session import lock_key
+from beamrec.schemas.embeddings import expected_length, wrong_id, wrong_lengths
 from beamrec.schemas.errors import BadDataError
 from beamrec.schemas.releases import ActiveRelease
 
 __all__ = ["UpsertedItems", "unknown_items", "upsert_items"]
 
-_UNIT_TOLERANCE = 1e-3
 _BLOCK_DISTANCES = 2**23  # held at once
 _MARGIN = 1e-6  # lists hold float32: those within it are computed again, which is never wrong
 _NAMED_IN_AUDIT = 10
@@ -105,8 +105,8 @@ def _check(
     where = f"upsert into release {found.id}"
     if vectors.shape != (len(ids), found.dim):
         raise BadDataError(f"{where}: expected vectors [{len(ids)}, {found.dim}], got {list(vectors.shape)}")
-    if len(set(ids)) != len(ids) or not all(i and "\0" not in i for i in ids):
-        raise BadDataError(f"{where}: ids must differ, and none may be empty or hold a NUL")
+    if len(set(ids)) != len(ids):
+        raise BadDataError(f"{where}: ids must differ")
     cursor.execute(
         "SELECT manifest->>'item_key_type', (manifest->>'normalized')::boolean FROM beamrec.releases "
         "WHERE id = %s",
@@ -114,18 +114,17 @@ def _check(
     )
     key_type, normalized = cursor.fetchone()
     for item in ids:
-        if key_type == "int" and not item.removeprefix("-").isdecimal():
-            raise BadDataError(f"{where}: {item!r} is no integer, as the release's items have them")
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    wrong = ~np.isfinite(norms) | (norms > np.finfo(np.float32).max)
-    if normalized:
-        wrong |= np.abs(norms - 1) > _UNIT_TOLERANCE
-    elif found.operator == "<=>":
-        wrong |= norms == 0
+        if expected := wrong_id(item, key_type):
+            raise BadDataError(f"{where}: expected {expected}, got {item[:80]!r}")
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    wrong = wrong_lengths(lengths, normalized, found.operator)
     if wrong.any():
         row = int(np.argmax(wrong))
-        expected = "length one, as the release's have it" if normalized else "a finite length above 0"
-        raise BadDataError(f"{where}: item {ids[row]!r}: expected {expected}, got {norms[row]:.6g}")
+        expected = expected_length(normalized, found.operator)
+        raise BadDataError(
+            f"{where}: item {ids[row]!r}: expected {expected}, as the release's have it, "
+            f"got {lengths[row]:.6g}"
+        )
 
 
 def _catalogue(cursor: psycopg2.extensions.cursor, found: ActiveRelease) -> tuple[list[str], np.ndarray]:

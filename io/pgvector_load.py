@@ -28,10 +28,13 @@ from beamrec.io.pgvector_partitions import attach, drop_tables, new_table
 from beamrec.io.pgvector_releases import audit
 from beamrec.io.pgvector_schema import PARTITIONED_TABLES, ensure_schema, partition_name
 from beamrec.io.pgvector_session import Session, open_session
+from beamrec.schemas.embeddings import MAX_LENGTH, search_operator
 from beamrec.schemas.errors import BadDataError
 from beamrec.schemas.releases import ReleaseContents, ReleaseManifest
 
 __all__ = ["load_release", "search_operators"]
+
+_CHECKED_ROWS = 8_192
 
 Built = dict[str, Any]
 
@@ -73,9 +76,15 @@ def load_release(
 
 
 def _check_given(contents: ReleaseContents) -> None:
+    """Numbers that are finite, and no vector so long that the neighbours' float32 product overflows."""
     for side, vectors in (("item", contents.item_vectors), ("user", contents.user_vectors)):
-        if not np.isfinite(vectors).all():
-            raise BadDataError(f"release {contents.manifest.id}: {side} vectors: a number is not finite")
+        for start in range(0, len(vectors), _CHECKED_ROWS):
+            lengths = np.linalg.norm(vectors[start : start + _CHECKED_ROWS].astype(np.float64), axis=1)
+            if not (lengths <= MAX_LENGTH).all():
+                raise BadDataError(
+                    f"release {contents.manifest.id}: {side} vectors: expected finite numbers and a "
+                    f"length of at most {MAX_LENGTH:g}, got {lengths[~(lengths <= MAX_LENGTH)][0]:.6g}"
+                )
 
 
 def _is_loaded(cursor: psycopg2.extensions.cursor, contents: ReleaseContents) -> bool:
@@ -194,12 +203,8 @@ def _finish_table(cursor: psycopg2.extensions.cursor, table: str) -> None:
 
 
 def search_operators(manifest: ReleaseManifest) -> frozenset[str]:
-    """Operators that the items are indexed for.
-
-    Scores are inner products. Vectors of length one rank alike by every operator, so one index does; others
-    get a second one for the inner product.
-    """
-    return frozenset({manifest.distance} if manifest.normalized else {manifest.distance, "<#>"})
+    """Operators that the items are indexed for: that of their distances, and that which finds by score."""
+    return frozenset({manifest.distance, search_operator(manifest.distance, manifest.normalized)})
 
 
 def _index_items(cursor: psycopg2.extensions.cursor, contents: ReleaseContents, index: IndexOptions) -> Built:

@@ -10,6 +10,8 @@ import numpy as np
 import psycopg2
 from psycopg2 import sql
 
+from beamrec.schemas.releases import DISTANCE_OPERATORS
+
 __all__ = [
     "EXACT_ITEMS",
     "NEIGHBOURS",
@@ -44,12 +46,16 @@ def nearest_of(rows: np.ndarray, vectors: np.ndarray, operator: str, k: int) -> 
 
     Args:
       rows: [n] positions in `vectors`.
-      vectors: [items, dim] float32.
+      vectors: [items, dim] float32, of `MAX_LENGTH` at most.
       operator: `<->` L2, `<=>` cosine or `<#>` negative inner product.
 
     Returns:
       Indices [n, k'] and distances [n, k'] ascending, with k' = min(k, items - 1).
+
+    Raises:
+      ValueError: another operator.
     """
+    _check_operator(operator)
     count, k = len(vectors), min(k, len(vectors) - 1)
     if k <= 0 or not len(rows):
         return np.zeros((len(rows), max(k, 0)), np.int64), np.zeros((len(rows), max(k, 0)))
@@ -65,6 +71,11 @@ def nearest_of(rows: np.ndarray, vectors: np.ndarray, operator: str, k: int) -> 
         indices[start : start + len(block)] = np.take_along_axis(candidates, order, 1)
         distances[start : start + len(block)] = np.take_along_axis(exact, order, 1)
     return indices, distances
+
+
+def _check_operator(operator: str) -> None:
+    if operator not in DISTANCE_OPERATORS:
+        raise ValueError(f"operator: expected one of {', '.join(DISTANCE_OPERATORS)}; got {operator!r}")
 
 
 def _closest(block: np.ndarray, based: np.ndarray, penalty: np.ndarray | None, count: int) -> np.ndarray:
@@ -108,7 +119,12 @@ def _merge(best: np.ndarray, found: np.ndarray, tile: np.ndarray, start: int) ->
 
 
 def product_distances(vectors: np.ndarray, queries: np.ndarray, operator: str) -> np.ndarray:
-    """Distances [items, queries] of all vectors to some, by a product in the precision that they have."""
+    """Distances [items, queries] of all vectors to some, by a product in the precision that they have.
+
+    Raises:
+      ValueError: another operator than those of `nearest_of`.
+    """
+    _check_operator(operator)
     if operator == "<=>":
         return np.asarray(1 - _unit(vectors) @ _unit(queries).T)
     products = vectors @ queries.T
@@ -147,6 +163,8 @@ def fill_by_index(
       neighbours, items: tables of `beamrec`.
       lists: number of lists of an IVFFlat index; None for HNSW.
     """
+    # A session knows pgvector's settings once it has used a vector; that which goes on after a kill has not.
+    cursor.execute("SELECT '[1]'::vector")
     probes = 1 if lists is None else max(1, lists // 20)
     for name, value in (("hnsw.ef_search", _EF_SEARCH), ("ivfflat.probes", probes)):
         cursor.execute("SELECT set_config(%s, %s, true)", [name, str(value)])

@@ -1,11 +1,10 @@
-"""The tables of the vector and serving store, and the two public views that follow the active release.
+"""The tables of the vector and serving store.
 
 Parents are partitioned by release and hold an untyped `vector`, because a typed one would refuse a
 release of another dimension; each partition has its own index on the typed cast.
 """
 
 import psycopg2
-from psycopg2 import sql
 
 from beamrec.schemas.errors import UnavailableError
 from beamrec.schemas.releases import check_release_id
@@ -14,7 +13,6 @@ __all__ = [
     "EMBEDDING_TABLES",
     "PARTITIONED_TABLES",
     "ensure_schema",
-    "follow_with_views",
     "is_ready",
     "partition_name",
 ]
@@ -26,7 +24,6 @@ _SCHEMA_LOCK = 0x6265616D  # "beam": CREATE … IF NOT EXISTS still races betwee
 # Which tables stand there is written on one of them, so that a start that changes nothing runs no DDL: that
 # would wait for every reader, and a role that only reads may not.
 _VERSION_MARK = "beamrec: store version 2"
-_VIEW_MARK = "beamrec: shows the active release"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS beamrec.releases (
@@ -124,40 +121,3 @@ def _create_extension(cursor: psycopg2.extensions.cursor) -> None:
 def partition_name(table: str, release_id: str) -> str:
     """Name of the partition of `table` (`item_embeddings`, …) that holds the release; 56 bytes at most."""
     return f"{table}_{check_release_id(release_id)}"
-
-
-def follow_with_views(
-    cursor: psycopg2.extensions.cursor,
-    dim: int,
-    key_types: tuple[str, str],
-    names: tuple[str, str],
-) -> None:
-    """Makes the public views of the active release, again only if dimension or key type changed.
-
-    A table or view of that name that is not ours is left alone.
-
-    Args:
-      key_types: SQL types of the item's and the user's id.
-      names: names of the item view and the user view in `public`.
-    """
-    for table, key_type, name in zip(EMBEDDING_TABLES, key_types, names, strict=True):
-        mark = f"{_VIEW_MARK} ({table}, {key_type}, {dim})"
-        cursor.execute(
-            "SELECT relkind, obj_description(oid, 'pg_class') FROM pg_class "
-            "WHERE relname = %s AND relnamespace = 'public'::regnamespace",
-            [name],
-        )
-        kind, comment = cursor.fetchone() or (None, None)
-        if kind is not None and not (comment or "").startswith(_VIEW_MARK):
-            continue
-        if comment == mark:
-            continue
-        view = sql.Identifier("public", name)
-        cursor.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(view))
-        cursor.execute(
-            sql.SQL(
-                "CREATE VIEW {} AS SELECT id::{} AS id, embedding::vector({}) AS embedding FROM beamrec.{} "
-                "WHERE release = (SELECT release FROM beamrec.active_release)"
-            ).format(view, sql.SQL(key_type), sql.Literal(dim), sql.Identifier(table))
-        )
-        cursor.execute(sql.SQL("COMMENT ON VIEW {} IS {}").format(view, sql.Literal(mark)))

@@ -137,8 +137,9 @@ def test_upserts_at_once_wait_for_each_other(store: ReleaseStore, database: str,
     [
         (["a"], unit(1, 9), r"expected vectors \[1, 8\], got \[1, 9\]"),
         (["a", "a"], unit(2, 8), "ids must differ"),
-        ([""], unit(1, 8), "none may be empty"),
-        (["n\0l"], unit(1, 8), "hold a NUL"),
+        ([""], unit(1, 8), "expected a new id, got ''"),
+        (["n\0l"], unit(1, 8), "an id of at most 1000 bytes without NUL"),
+        (["x" * 1_001], unit(1, 8), "an id of at most 1000 bytes without NUL"),
         (["a"], 2 * unit(1, 8), "expected length one, as the release's have it, got 2"),
         (["a"], np.full((1, 8), np.nan, np.float32), "expected length one"),
     ],
@@ -161,5 +162,21 @@ def test_integer_keys_stay_integers(store: ReleaseStore, make_release: Make) -> 
     manifest = dataclasses.replace(made.manifest, item_key_type="int")
     store.load(dataclasses.replace(made, manifest=manifest, item_ids=numbers, popular=numbers))
     store.upsert_items(manifest.id, ["-7"], unit(1, 8), "a number")
-    with pytest.raises(BadDataError, match="'S7' is no integer"):
-        store.upsert_items(manifest.id, ["S7"], unit(1, 8), "a name")
+    for wrong in ("S7", "007", "٧", "99999999999999999999"):
+        with pytest.raises(BadDataError, match=f"expected an integer id .*, got '{wrong}'"):
+            store.upsert_items(manifest.id, [wrong], unit(1, 8), "a name")
+
+
+def test_a_number_too_wide_for_the_view_widens_the_view(
+    store: ReleaseStore, database: str, make_release: Make
+) -> None:
+    made = make_release()
+    numbers = tuple(str(number) for number in range(60))
+    manifest = dataclasses.replace(made.manifest, item_key_type="int")
+    store.load(dataclasses.replace(made, manifest=manifest, item_ids=numbers, popular=numbers))
+    store.promote(manifest.id, "a start")
+    store.upsert_items(manifest.id, ["3000000000", "-9223372036854775808"], unit(2, 8), "wide")
+    with contextlib.closing(connect(database)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT min(id), max(id), count(*), pg_typeof(max(id))::text FROM public.item_emb")
+        assert cursor.fetchone() == (-(2**63), 3_000_000_000, 62, "bigint")
+    store.promote(manifest.id, "again")

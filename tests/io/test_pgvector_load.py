@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beamrec.io import embedded, pgvector_load
+from beamrec.io import embedded, pgvector_index, pgvector_load
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.pgvector_index import IndexOptions, ivfflat_lists
-from beamrec.io.pgvector_neighbours import nearest_items
+from beamrec.io.pgvector_neighbours import nearest_items, product_distances
 from beamrec.io.postgres import connect
 from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 from beamrec.schemas.releases import ReleaseContents
@@ -173,11 +173,38 @@ def test_an_item_alone_in_its_list_has_neighbours_from_other_lists(
     ]
 
 
+@pytest.mark.parametrize("step", ["nothing", "neighbours"])
+def test_a_load_that_goes_on_searches_as_far_as_one_in_one_go(
+    store: ReleaseStore, database: str, make_release: Make, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Its session has not used a vector yet, so that the server does not know the settings of pgvector."""
+    monkeypatch.setattr(pgvector_load, "EXACT_ITEMS", 10)
+    release = make_release(items=2_000, dim=6, normalized=False)
+    release.item_vectors[7] = 1_000  # alone in its list
+    with contextlib.suppress(InterruptedAtError):
+        store.load(release, IndexOptions("ivfflat", lists=10), interrupt_at(step))
+    store.load(release, IndexOptions("ivfflat", lists=10))
+    lengths = "SELECT DISTINCT cardinality(neighbour_ids) FROM beamrec.item_neighbours"
+    assert rows(database, lengths) == [(20,)]
+
+
+def test_memory_that_the_server_refuses_is_told_by_its_option(
+    store: ReleaseStore, make_release: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgvector_index, "_MOST_GIVEN_MEMORY", 2**50)  # as on a server with a lower bound
+    with pytest.raises(UsageError, match=r"--index-memory-mb, --index-workers: this server refuses that: "):
+        store.load(make_release(), IndexOptions(memory_bytes=2**45))
+
+
 def test_what_an_index_needs_depends_on_its_rows() -> None:
     assert (ivfflat_lists(500), ivfflat_lists(200_000), ivfflat_lists(4_000_000)) == (1, 200, 2000)
     assert IndexOptions().needed_memory(100, 64) == 64 * 2**20
     assert IndexOptions().needed_memory(10**8, 64) < 2**31
-    for wrong in ({"m": 1}, {"ef_construction": 20}, {"lists": 0}, {"workers": -1}, {"kind": "btree"}):
+    outside: tuple[dict[str, object], ...] = (
+        {"m": 1}, {"ef_construction": 20}, {"lists": 0}, {"workers": -1}, {"kind": "btree"},
+        {"memory_bytes": 0}, {"memory_bytes": 2**41},
+    )  # fmt: skip
+    for wrong in outside:
         with pytest.raises(UsageError, match="expected"):
             IndexOptions(**wrong)  # type: ignore[arg-type]
 
@@ -228,8 +255,32 @@ def test_vectors_that_are_not_finite_are_refused(store: ReleaseStore, make_relea
     release = make_release()
     vectors = release.user_vectors.copy()
     vectors[3, 2] = np.nan
-    with pytest.raises(BadDataError, match="user vectors: a number is not finite"):
+    with pytest.raises(BadDataError, match=r"user vectors: expected finite numbers .*, got nan"):
         store.load(dataclasses.replace(release, user_vectors=vectors))
+
+
+def test_vectors_whose_products_float32_cannot_hold_are_refused(
+    store: ReleaseStore, make_release: Make
+) -> None:
+    release = make_release(normalized=False)
+    for length, refused in ((1e20, True), (1e17, False)):
+        long = release.item_vectors * np.float32(length)
+        given = dataclasses.replace(release, item_vectors=long)
+        if refused:
+            with pytest.raises(BadDataError, match=r"item vectors: .* a length of at most 1e\+18"):
+                store.load(given)
+    store.load(given)
+    indices, distances = nearest_items(long, "<->", 3)
+    expected = nearest_items(release.item_vectors, "<->", 3)
+    np.testing.assert_array_equal(indices, expected[0])
+    assert np.isfinite(distances).all()
+
+
+def test_an_operator_that_is_not_known_is_no_other_one() -> None:
+    with pytest.raises(ValueError, match="operator: expected one of <->, <=>, <#>; got '<\\+>'"):
+        nearest_items(np.eye(3, dtype=np.float32), "<+>", 1)
+    with pytest.raises(ValueError, match="operator: expected one of"):
+        product_distances(np.eye(3), np.eye(3), "<~>")
 
 
 @pytest.mark.parametrize("step", STEPS[1:])

@@ -12,7 +12,7 @@ import pytest
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.pgvector_gc import Keep
 from beamrec.io.postgres import connect
-from beamrec.schemas.errors import UnavailableError
+from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.releases import ReleaseContents
 
 if TYPE_CHECKING:
@@ -102,6 +102,15 @@ def test_the_tables_of_version_1_are_migrated_by_whatever_comes_first(
     store.load(make_release("new"))
     store.promote("new", "next")
     assert store.rollback().active.items == 3
+    store.close()
+
+
+@pytest.mark.parametrize("asks", ["release", "show", "catalogue", "unknown_items", "user_vectors"])
+def test_a_fresh_store_says_that_a_release_is_not_loaded(database: str, asks: str) -> None:
+    store = ReleaseStore(database)
+    given = {"unknown_items": [["P1"]], "user_vectors": [3, 1]}
+    with pytest.raises(UsageError, match="release x is not loaded"):
+        getattr(store, asks)("x", *given.get(asks, []))
     store.close()
 
 
