@@ -14,6 +14,7 @@ from beamrec.schemas.errors import UsageError
 __all__ = ["Collected", "Keep", "collect"]
 
 _UNFINISHED = dt.timedelta(hours=1)  # a load that was killed may be gone on with for that long
+_MOST_RETENTION = dt.timedelta(days=36_500)  # before it PostgreSQL's own times begin to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,25 @@ class Keep:
     def __post_init__(self) -> None:
         if self.newest < 1:
             raise UsageError(f"--keep: expected at least 1 release, got {self.newest}")
-        if self.retention < dt.timedelta(0):
-            raise UsageError("--retention: expected 0 days or more")
+        if not dt.timedelta(0) <= self.retention <= _MOST_RETENTION:
+            raise UsageError(
+                f"--retention: expected 0 to {_MOST_RETENTION.days:,} days, got {self.retention.days:,}"
+            )
+
+    @classmethod
+    def of(cls, newest: int, retention_days: float) -> "Keep":
+        """What numbers of releases and of days say.
+
+        Raises:
+          UsageError: one is out of range, or no number.
+        """
+        try:
+            retention = dt.timedelta(days=retention_days)
+        except (ValueError, OverflowError):
+            raise UsageError(
+                f"--retention: expected 0 to {_MOST_RETENTION.days:,} days, got {retention_days}"
+            ) from None
+        return cls(newest, retention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +62,15 @@ class Collected:
       kept: id → why: `active`, `newest`, `rollback` or `serving`.
       leftovers: ids whose tables were left over by a killed load or drop.
       busy: leftovers that another command is at work on.
+      gone: ids that this command or an earlier one dropped and nobody loads or has loaded again; what is left
+        of them is a folder.
     """
 
     dropped: tuple[str, ...]
     kept: dict[str, str]
     leftovers: tuple[str, ...]
     busy: tuple[str, ...]
+    gone: tuple[str, ...] = ()
 
 
 def collect(uri: str, keep: Keep, dry_run: bool) -> Collected:
@@ -72,13 +93,24 @@ def collect(uri: str, keep: Keep, dry_run: bool) -> Collected:
             doomed = tuple(row[0] for row in cursor.fetchall())
         if dry_run:
             with session.step() as cursor:
-                return Collected(doomed, kept, tuple(_leftovers(cursor)), ())
+                return Collected(doomed, kept, tuple(_leftovers(cursor)), (), _gone(cursor))
         dropped = tuple(release_id for release_id in doomed if _forget(session, release_id, keep))
         with session.step() as cursor:
             leftovers = _leftovers(cursor)
         swept = tuple(release_id for release_id in leftovers if _sweep(session, release_id))
         busy = tuple(release_id for release_id in leftovers if release_id not in swept)
-        return Collected(dropped, kept, tuple(i for i in swept if i not in dropped), busy)
+        with session.step() as cursor:
+            gone = _gone(cursor)
+        return Collected(dropped, kept, tuple(i for i in swept if i not in dropped), busy, gone)
+
+
+def _gone(cursor: psycopg2.extensions.cursor) -> tuple[str, ...]:
+    cursor.execute(
+        "SELECT DISTINCT from_release FROM beamrec.release_audit a WHERE action = 'gc' "
+        "AND NOT EXISTS (SELECT FROM beamrec.releases r WHERE r.id = a.from_release) "
+        "AND NOT EXISTS (SELECT FROM beamrec.release_loads l WHERE l.id = a.from_release) ORDER BY 1"
+    )
+    return tuple(row[0] for row in cursor.fetchall())
 
 
 def _kept(cursor: psycopg2.extensions.cursor, keep: Keep) -> dict[str, str]:

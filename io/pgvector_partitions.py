@@ -1,4 +1,8 @@
-"""Tables of releases: attached to their parents, or left over; dropped without a reader having to wait."""
+"""Tables of releases: attached to their parents, or left over; dropped without a reader having to wait.
+
+A table is ours by its CHECK of the release's id, not by its name: somebody's `item_embeddings_backup` is left
+alone.
+"""
 
 import time
 
@@ -7,6 +11,7 @@ from psycopg2 import sql
 
 from beamrec.io.pgvector_schema import PARTITIONED_TABLES, partition_name
 from beamrec.io.pgvector_session import Session
+from beamrec.schemas.errors import UsageError
 
 __all__ = ["attach", "drop_tables", "new_table", "orphans"]
 
@@ -14,15 +19,32 @@ _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '200ms'"
 _PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 2.0
 _PATIENCE_SECONDS = 600.0
 _DROPS = "-drops"  # no id of a release begins so
+# Tables of some parents that are attached to them, or have the CHECK that an attached one had.
+_OURS = (
+    "SELECT t.parent, c.relname, substr(c.relname, length(t.parent) + 2) AS id FROM pg_class c "
+    "JOIN unnest(%s) AS t (parent) ON starts_with(c.relname, t.parent || '_') "
+    "WHERE c.relnamespace = 'beamrec'::regnamespace AND c.relkind = 'r' AND ("
+    "EXISTS (SELECT FROM pg_inherits i "
+    "WHERE i.inhrelid = c.oid AND i.inhparent = to_regclass('beamrec.' || t.parent)) "
+    "OR EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c' "
+    "AND pg_get_expr(k.conbin, c.oid) = "
+    "format('(release = %%L::text)', substr(c.relname, length(t.parent) + 2))))"
+)
 
 
 def new_table(cursor: psycopg2.extensions.cursor, parent: str, release_id: str) -> str:
     """Makes the empty table of a release, not attached yet, in place of one that was left over.
 
-    Its CHECK spares ATTACH PARTITION the scan under a lock.
+    Its CHECK spares ATTACH PARTITION the scan under a lock, and says that the table is ours.
+
+    Raises:
+      UsageError: somebody's table of that name stands there.
     """
     name = partition_name(parent, release_id)
-    cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("beamrec", name)))
+    _drop_ours(cursor, parent, name)
+    cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [f'beamrec."{name}"'])
+    if cursor.fetchone()[0]:
+        raise UsageError(f"beamrec.{name} stands there and is no table of a release: rename it, or drop it")
     cursor.execute(
         sql.SQL("CREATE TABLE beamrec.{} (LIKE beamrec.{}, CHECK (release = {}))").format(
             sql.Identifier(name), sql.Identifier(parent), sql.Literal(release_id)
@@ -45,10 +67,8 @@ def attach(cursor: psycopg2.extensions.cursor, parent: str, release_id: str) -> 
 def orphans(cursor: psycopg2.extensions.cursor) -> list[str]:
     """Ids with tables but without a release: of loads and drops that did not come to their end."""
     cursor.execute(
-        "SELECT id FROM (SELECT DISTINCT substr(c.relname, length(t.parent) + 2) AS id FROM pg_class c "
-        "JOIN unnest(%s) AS t (parent) ON starts_with(c.relname, t.parent || '_') "
-        "WHERE c.relnamespace = 'beamrec'::regnamespace AND c.relkind = 'r') AS found "
-        "WHERE NOT EXISTS (SELECT FROM beamrec.releases r WHERE r.id = found.id) ORDER BY id",
+        f"SELECT DISTINCT id FROM ({_OURS}) AS ours "  # noqa: S608
+        "WHERE NOT EXISTS (SELECT FROM beamrec.releases r WHERE r.id = ours.id) ORDER BY id",
         [list(PARTITIONED_TABLES)],
     )
     return [row[0] for row in cursor.fetchall()]
@@ -100,7 +120,13 @@ def _drop(session: Session, parent: str, name: str) -> None:
             cursor.execute(_detach(parent, name, "CONCURRENTLY"))
     with session.step() as cursor:
         cursor.execute(_LOCK_TIMEOUT)
-        cursor.execute(sql.SQL("DROP TABLE IF EXISTS beamrec.{}").format(sql.Identifier(name)))
+        _drop_ours(cursor, parent, name)
+
+
+def _drop_ours(cursor: psycopg2.extensions.cursor, parent: str, name: str) -> None:
+    cursor.execute(f"SELECT FROM ({_OURS}) AS ours WHERE relname = %s", [[parent], name])
+    if cursor.rowcount:
+        cursor.execute(sql.SQL("DROP TABLE beamrec.{}").format(sql.Identifier(name)))
 
 
 def _detach(parent: str, name: str, how: str) -> sql.Composed:

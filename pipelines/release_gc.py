@@ -1,7 +1,6 @@
 """`beamrec release gc`: drops releases that nothing needs, and what was left over."""
 
 import argparse
-import datetime as dt
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from beamrec.io.pgvector_gc import Collected, Keep
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.schemas.errors import UsageError
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--folders",
         action="store_true",
-        help="remove the folders of dropped releases too, and unfinished ones older than a day",
+        help="remove the folders of releases dropped now or before, and unfinished ones older than a day",
     )
     add("--releases", default=default("releases"), help="where the folders are; HOME/releases [folder]")
 
@@ -44,17 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[str, Any]:
     """Drops, and says what and what stays."""
     from beamrec.io.pgvector import ReleaseStore
-    from beamrec.model.release import local_folder
 
-    keep = Keep(values.keep, dt.timedelta(days=values.retention))
+    keep = Keep.of(values.keep, values.retention)
+    releases = _local_releases(values, console) if values.folders else None
     found = ReleaseStore(store_uri).collect(keep, values.dry_run)
-    folders: list[Path] = []
-    if values.folders:
-        releases = local_folder(values.releases or str(console.home / "releases"))
-        folders = _folders(releases, found)
-        if not values.dry_run:
-            for folder in folders:
-                _remove(folder)
+    folders = _folders(releases, found) if releases is not None else []
+    if not values.dry_run:
+        for folder in folders:
+            _remove(folder)
     _say(found, folders, values.dry_run, console)
     return {
         "dropped": list(found.dropped),
@@ -66,9 +63,23 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     }
 
 
+def _local_releases(values: argparse.Namespace, console: Console) -> Path:
+    """Where the folders are, before anything is dropped."""
+    from beamrec.io.release_folders import is_remote
+    from beamrec.model.release import local_folder
+
+    releases = values.releases or str(console.home / "releases")
+    if is_remote(releases):
+        raise UsageError(
+            f"--folders: {releases} is an object store, and only folders of this machine are removed; run "
+            "`release gc` without --folders, and remove there what it drops"
+        )
+    return local_folder(releases)
+
+
 def _folders(releases: Path, found: Collected) -> list[Path]:
     """Folders of dropped releases, and what a killed training left over more than a day ago."""
-    dropped = [releases / release_id for release_id in found.dropped]
+    dropped = [releases / release_id for release_id in sorted({*found.dropped, *found.gone})]
     stale = [
         path
         for path in sorted(releases.glob(f"{_STAGING}*"))

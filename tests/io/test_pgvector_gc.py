@@ -86,12 +86,46 @@ def test_an_old_unfinished_load_is_dropped_and_a_young_one_is_gone_on_with(
         with pytest.raises(InterruptedError):
             store.load(make_release(name), status=stop)
     rows(database, "UPDATE beamrec.release_loads SET touched_at = now() - interval '2 h' WHERE id = 'old'")
-    rows(database, "CREATE TABLE beamrec.item_embeddings_gone (LIKE beamrec.item_embeddings)")
+    rows(
+        database,
+        "CREATE TABLE beamrec.item_embeddings_gone (LIKE beamrec.item_embeddings, CHECK (release = 'gone'))",
+    )
     assert store.collect(Keep(), dry_run=True).leftovers == ("gone", "old")
     assert store.collect(Keep()).leftovers == ("gone", "old")
     assert partitions(database) == {"young"}
     assert rows(database, "SELECT id FROM beamrec.release_loads") == [("young",)]
     assert store.collect(Keep()).leftovers == ()
+
+
+def test_tables_of_somebody_are_left_alone_whatever_they_are_called(
+    store: ReleaseStore, database: str, make_release: Make
+) -> None:
+    load_all(store, make_release, "ab")
+    for name in ("backup", "9 lives"):
+        rows(
+            database,
+            f'CREATE TABLE beamrec."item_embeddings_{name}" (LIKE beamrec.item_embeddings_a INCLUDING ALL)',
+        )
+    assert store.collect(Keep(1)).leftovers == ()
+    assert partitions(database) == {"b", "backup", "9 lives"}
+    with pytest.raises(UsageError, match=r"beamrec\.item_embeddings_backup stands there and is no"):
+        store.load(make_release("backup"))
+    assert partitions(database) == {"b", "backup", "9 lives"}
+
+
+def test_what_was_dropped_before_is_told_until_it_is_loaded_again(
+    store: ReleaseStore, make_release: Make
+) -> None:
+    load_all(store, make_release, "abc")
+    assert store.collect(Keep(1)).gone == ("a", "b")
+    store.load(make_release("a", items=30))
+    assert store.collect(Keep(2)).gone == store.collect(Keep(2), dry_run=True).gone == ("b",)
+
+
+@pytest.mark.parametrize("days", [float("nan"), float("inf"), 1e12, 40_000, -1])
+def test_a_retention_that_is_no_number_of_days_is_refused(days: float) -> None:
+    with pytest.raises(UsageError, match="--retention: expected 0 to 36,500 days, got"):
+        Keep.of(3, days)
 
 
 def test_what_another_command_is_at_work_on_is_left_alone(
