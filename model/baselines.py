@@ -4,7 +4,7 @@ Every system scores some users against all items; `beamrec.model.evaluation` ran
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,16 @@ import scipy.sparse as sp
 
 from beamrec.schemas.hashing import mix
 
-__all__ = ["Scorer", "als", "item_knn", "popularity", "popularity_order", "random_scores", "vectors"]
+__all__ = [
+    "BASELINES",
+    "Scorer",
+    "als",
+    "item_knn",
+    "popularity",
+    "popularity_order",
+    "random_scores",
+    "vectors",
+]
 
 Floats = npt.NDArray[np.float32]
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
@@ -104,3 +113,15 @@ def _one_thread() -> Iterator[None]:
 
     with threadpool_limits(1, "blas"):
         yield
+
+
+BASELINES: Mapping[str, Callable[[sp.csr_matrix, int], Scorer]] = {
+    "popularity": lambda training, seed: popularity(training),
+    "item_knn": lambda training, seed: item_knn(training),
+    "als": als,
+    "random": lambda training, seed: random_scores(training.shape[1], seed),
+}
+"""Each baseline by the name that `beamrec.schemas.evaluation.SYSTEM_NAMES` shows it under.
+
+Fitted on the training side [users, items] with a seed. To add one, add it here and its name there.
+"""

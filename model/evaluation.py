@@ -7,15 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from beamrec.model.baselines import (
-    Scorer,
-    als,
-    item_knn,
-    popularity,
-    popularity_order,
-    random_scores,
-    vectors,
-)
+from beamrec.model.baselines import BASELINES, Scorer, popularity_order, vectors
 from beamrec.model.intervals import Ratio, Resampled, resample
 from beamrec.model.ranking import NO_ITEM, Ranked, coverage, ranking_metrics, top_items
 from beamrec.schemas.evaluation import (
@@ -134,13 +126,8 @@ def _sample(held: sp.csr_matrix, options: EvaluationOptions) -> Rows:
 
 
 def _scorers(training: sp.csr_matrix, model: ModelVectors, seed: int) -> dict[str, Scorer]:
-    return {
-        MODEL: vectors(model.users, model.items),
-        "popularity": popularity(training),
-        "item_knn": item_knn(training),
-        "als": als(training, seed),
-        "random": random_scores(training.shape[1], seed),
-    }
+    fitted = {name: fit(training, seed) for name, fit in BASELINES.items()}
+    return {MODEL: vectors(model.users, model.items), **fitted}
 
 
 def _rank_all(

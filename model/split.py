@@ -53,6 +53,8 @@ def held_out(users: Hashes, items: Hashes, options: SplitOptions) -> npt.NDArray
 def moments(times: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float64]:
     """Times of ratings as numbers that ascend with time, float64 [rows]; an unknown time is before all.
 
+    NULL and NaN are unknown times.
+
     Args:
       times: dates, timestamps or numbers, as the shop's `ratings.time` has them.
 
@@ -63,8 +65,8 @@ def moments(times: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float64]:
         times = pc.cast(pc.cast(times, pa.timestamp("us")), pa.int64())
     elif not any(is_number(times.type) for is_number in _NUMBERS):
         raise UsageError(f"ratings.time: expected a column of dates, timestamps or numbers, got {times.type}")
-    numbers = pc.fill_null(pc.cast(times, pa.float64(), safe=False), -np.inf)
-    return np.asarray(numbers.to_numpy(), np.float64)
+    numbers = pc.fill_null(pc.cast(times, pa.float64(), safe=False), np.nan).to_numpy()
+    return np.where(np.isnan(numbers), -np.inf, numbers)
 
 
 def time_cut(times: npt.NDArray[np.float64], holdout: float) -> float:

@@ -5,7 +5,16 @@ import pytest
 import scipy.sparse as sp
 
 from beamrec.model import baselines
-from beamrec.model.baselines import als, item_knn, popularity, popularity_order, random_scores, vectors
+from beamrec.model.baselines import (
+    BASELINES,
+    als,
+    item_knn,
+    popularity,
+    popularity_order,
+    random_scores,
+    vectors,
+)
+from beamrec.schemas.evaluation import MODEL, ORACLE, SYSTEM_NAMES
 
 
 def _ratings(users: int = 60, items: int = 30, share: float = 0.2, seed: int = 1) -> sp.csr_matrix:
@@ -97,3 +106,10 @@ def test_random_is_even_and_the_same_in_any_block() -> None:
 def test_vectors_score_by_inner_product() -> None:
     users, items = np.array([[1.0, 2], [3, 4]], np.float32), np.array([[1.0, 0], [0, 2], [1, 1]], np.float32)
     assert vectors(users, items)(np.array([1])).tolist() == [[3, 8, 7]]
+
+
+def test_every_baseline_has_a_name_to_be_shown_under_and_scores_all_items() -> None:
+    assert {*BASELINES, MODEL, ORACLE, "mean"} == set(SYSTEM_NAMES)
+    training = sp.random(12, 9, 0.4, "csr", np.float32, np.random.default_rng(1))
+    for fit in BASELINES.values():
+        assert fit(training, 7)(np.arange(5)).shape == (5, 9)

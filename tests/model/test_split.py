@@ -80,6 +80,8 @@ def test_times_of_every_kind_ascend_and_unknown_ones_are_never_held_out() -> Non
         pa.array(days, pa.date32()).cast(pa.timestamp("ns")),
         pa.array([1_700_000_000, None, 1_700_000_009]),
         pa.array([1.5, None, 2.5]),
+        pa.array([1.5, np.nan, 2.5]),
+        pa.array([1.5, np.nan, 2.5], pa.float32()),
         pa.array([Decimal("1.50"), None, Decimal("2.50")]),
         pa.chunked_array([[1], [None, 3]]),
     ):
