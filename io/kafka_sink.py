@@ -9,7 +9,7 @@ one partition, and to the same one that Java's clients would choose.
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -26,6 +26,7 @@ __all__ = ["LineProducer", "WriteKafka", "open_sink"]
 _OPTION = "--also"
 _MAX_BYTES = 100 << 20  # of a record; the broker's and the topic's own limits are lower
 _QUEUE_KIB = 32 << 10
+_UNKNOWN_SECONDS = 30.0  # that a topic may be unknown to a broker that has just started
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -50,7 +51,8 @@ class LineProducer:
 
     def __init__(self, address: Address, stopped: threading.Event) -> None:
         self._address, self._stopped = address, stopped
-        self._open = self._too_large = 0
+        self._open = 0
+        self._too_large: list[tuple[str, bytes]] = []
         self._refused: KafkaError | None = None
         self._producer = Producer(
             {
@@ -61,6 +63,7 @@ class LineProducer:
                 "queue.buffering.max.kbytes": _QUEUE_KIB,
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
+                "topic.metadata.propagation.max.ms": int(_UNKNOWN_SECONDS * 1000),
                 "linger.ms": 5,
                 "error_cb": Heard(address.where),
             }
@@ -73,25 +76,37 @@ class LineProducer:
           UnavailableError: the brokers refuse.
           BeamrecError: `stopped` was set.
         """
-        self._too_large, self._refused = 0, None
+        # Lines travel together, and are refused together for one that is too large: each again, alone.
+        again = self._send(lines)
+        return sum(len(self._send([line])) for line in again)
+
+    def _send(self, lines: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+        """Returns the lines that were refused for their size."""
+        self._refused, self._too_large = None, []
         for key, line in lines:
-            self._send(key, line)
-        while self._open:
+            while not self._produce(key, line):
+                self._wait()
+        while self._open or self._refused:
             self._wait()
         return self._too_large
 
-    def _send(self, key: str, line: bytes) -> None:
-        while True:
-            try:
-                self._producer.produce(self._address.topic, line, key, on_delivery=self._delivered)
-            except BufferError:
-                self._wait()
-                continue
-            except KafkaException as error:
-                self._failed(error.args[0])
-                return
+    def _produce(self, key: str, line: bytes) -> bool:
+        """False if there is no room for the line now."""
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            self._open -= 1
+            if error is not None:
+                self._failed(error, key, line)
+
+        try:
+            self._producer.produce(self._address.topic, line, key, on_delivery=delivered)
+        except BufferError:
+            return False
+        except KafkaException as error:
+            self._failed(error.args[0], key, line)
+        else:
             self._open += 1
-            return
+        return True
 
     def _wait(self) -> None:
         """Lets deliveries be reported for a moment."""
@@ -101,14 +116,9 @@ class LineProducer:
         if self._stopped.is_set():
             raise BeamrecError(f"{self._address.where}: stopped with {self._open} records under way")
 
-    def _delivered(self, error: KafkaError | None, _: Message) -> None:
-        self._open -= 1
-        if error is not None:
-            self._failed(error)
-
-    def _failed(self, error: KafkaError) -> None:
+    def _failed(self, error: KafkaError, key: str, line: bytes) -> None:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            self._too_large += 1
+            self._too_large.append((key, line))
         else:
             self._refused = error
 

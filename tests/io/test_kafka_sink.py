@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
+from beamrec.io import kafka_sink
 from beamrec.io.kafka_client import parse_address
 from beamrec.io.kafka_sink import LineProducer, open_sink
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
@@ -97,7 +98,8 @@ def test_a_sink_that_is_stopped_gives_up_waiting(kafka):
     sink.close()
 
 
-def test_a_topic_that_is_deleted_is_an_error(kafka, producer):
+def test_a_topic_that_is_deleted_is_an_error(kafka, producer, monkeypatch):
+    monkeypatch.setattr(kafka_sink, "_UNKNOWN_SECONDS", 1.0)
     topic = kafka.create_topic()
     sink = producer(topic)
     sink.send([("e1", b"1")])
