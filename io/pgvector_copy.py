@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import google_crc32c
 import numpy as np
 import psycopg2
 from psycopg2 import sql
@@ -22,6 +23,7 @@ _TRAILER = struct.pack(">h", -1)
 _CHUNK_ROWS = 10_000
 _READ_BYTES = 2**20
 _MODULUS = 2**64
+_SERVER_WITH_CRC = 18_00_00
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Stored:
 
     Attributes:
       rows: how many.
-      checksum: sum of the first 8 bytes of each row's SHA-256, modulo 2⁶⁴; a row is the bytes of its id,
-        vector and popularity rank as binary COPY sends them.
+      checksum: sum of the CRC-32C of each row, modulo 2⁶⁴, or before PostgreSQL 18, which lacks it, of the
+        first 8 bytes of its SHA-256; a row is its id, vector and popularity rank as binary COPY sends them.
     """
 
     rows: int
@@ -58,14 +60,14 @@ def copy_embeddings(
     Returns:
       What the table must hold now; `stored_rows` says what it does.
     """
-    total = Stored(0, 0)
+    total, with_crc = Stored(0, 0), _has_crc(cursor)
 
     def chunks() -> Iterator[bytes]:
         nonlocal total
         yield _HEADER
         for records in _records(release, ids, vectors, ranks):
             data = records.tobytes()
-            total += _checksum(data, records.dtype)
+            total += _checksum(data, records.dtype, with_crc)
             yield data
         yield _TRAILER
 
@@ -80,13 +82,17 @@ def copy_embeddings(
 
 def stored_rows(cursor: psycopg2.extensions.cursor, table: str, with_ranks: bool) -> Stored:
     """Rows and checksum of a table of embeddings, computed by the server."""
-    rank = "|| int4send(4) || int4send(popularity_rank)" if with_ranks else ""
+    row = "textsend(id) || int4send(octet_length(vector_send(embedding))) || vector_send(embedding)" + (
+        " || int4send(4) || int4send(popularity_rank)" if with_ranks else ""
+    )
+    # 200,000 rows of 64 numbers: 0.09 s against 0.28 s, of a load of 0.7 s.
+    head = (
+        "crc32c({})" if _has_crc(cursor) else "('x' || left(encode(sha256({}), 'hex'), 16))::bit(64)::bigint"
+    )
     cursor.execute(
-        sql.SQL(
-            "SELECT count(*), coalesce(sum(('x' || left(encode(sha256(textsend(id) || "
-            "int4send(octet_length(vector_send(embedding))) || vector_send(embedding) {}), 'hex'), 16))"
-            "::bit(64)::bigint), 0) FROM beamrec.{}"
-        ).format(sql.SQL(rank), sql.Identifier(table))
+        sql.SQL("SELECT count(*), coalesce(sum({}), 0) FROM beamrec.{}").format(
+            sql.SQL(head.format(row)), sql.Identifier(table)
+        )
     )
     rows, checksum = cursor.fetchone()
     return Stored(rows, int(checksum) % _MODULUS)
@@ -142,15 +148,18 @@ def _record_type(release_length: int, id_length: int, dim: int, has_rank: bool) 
     return np.dtype(fields + ([("rank_length", ">i4"), ("rank", ">i4")] if has_rank else []))
 
 
-def _checksum(data: bytes, kind: np.dtype[Any]) -> Stored:
+def _has_crc(cursor: psycopg2.extensions.cursor) -> bool:
+    return bool(cursor.connection.server_version >= _SERVER_WITH_CRC)
+
+
+def _checksum(data: bytes, kind: np.dtype[Any], with_crc: bool) -> Stored:
     """Of records of one width; what counts of each begins with its id."""
-    begin, view = cast(Any, kind.fields)["id"][1], memoryview(data)
-    digests = [
-        hashlib.sha256(view[at + begin : at + kind.itemsize]).digest()
-        for at in range(0, len(data), kind.itemsize)
-    ]
-    heads = np.frombuffer(b"".join(digests), ">u8")[::4]
-    return Stored(len(digests), int(heads.sum(dtype=np.uint64)))
+    begin = cast(Any, kind.fields)["id"][1]
+    rows = [data[at + begin : at + kind.itemsize] for at in range(0, len(data), kind.itemsize)]
+    if with_crc:
+        return Stored(len(rows), sum(map(google_crc32c.value, rows)) % _MODULUS)
+    heads = np.frombuffer(b"".join([hashlib.sha256(row).digest() for row in rows]), ">u8")[::4]
+    return Stored(len(rows), int(heads.sum(dtype=np.uint64)))
 
 
 class _ReadAhead(io.RawIOBase):

@@ -79,7 +79,8 @@ def _check_given(contents: ReleaseContents) -> None:
     """Numbers that are finite, and no vector so long that the neighbours' float32 product overflows."""
     for side, vectors in (("item", contents.item_vectors), ("user", contents.user_vectors)):
         for start in range(0, len(vectors), _CHECKED_ROWS):
-            lengths = np.linalg.norm(vectors[start : start + _CHECKED_ROWS].astype(np.float64), axis=1)
+            with np.errstate(over="ignore"):  # infinite is too long as well
+                lengths = np.linalg.norm(vectors[start : start + _CHECKED_ROWS], axis=1)
             if not (lengths <= MAX_LENGTH).all():
                 raise BadDataError(
                     f"release {contents.manifest.id}: {side} vectors: expected finite numbers and a "
@@ -125,9 +126,9 @@ def _begin(session: Session, contents: ReleaseContents, options: Built) -> list[
 
 
 def _give_up(session: Session, release_id: str) -> None:
-    drop_tables(session, release_id)
-    with session.cursor() as cursor:
+    with session.cursor() as cursor:  # first: the next load must not go on behind tables that are dropped
         cursor.execute("DELETE FROM beamrec.release_loads WHERE id = %s", [release_id])
+    drop_tables(session, release_id)
 
 
 @dataclasses.dataclass(frozen=True)

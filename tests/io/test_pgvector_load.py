@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beamrec.io import embedded, pgvector_index, pgvector_load
+from beamrec.io import embedded, pgvector_copy, pgvector_index, pgvector_load
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.pgvector_index import IndexOptions, ivfflat_lists
 from beamrec.io.pgvector_neighbours import nearest_items, product_distances
@@ -207,6 +207,17 @@ def test_what_an_index_needs_depends_on_its_rows() -> None:
     for wrong in outside:
         with pytest.raises(UsageError, match="expected"):
             IndexOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("with_crc", [True, False], ids=["PostgreSQL 18", "before"])
+def test_the_checksum_is_the_same_on_both_sides(
+    store: ReleaseStore, make_release: Make, monkeypatch: pytest.MonkeyPatch, with_crc: bool
+) -> None:
+    monkeypatch.setattr(pgvector_copy, "_has_crc", lambda cursor: with_crc)
+    release = make_release(items=300)
+    store.load(release, IndexOptions("none"))
+    built = store.show(release.manifest.id)["built"]
+    assert (int(built["items_checksum"], 16) < 300 * 2**32) == with_crc
 
 
 _TAMPER = """
