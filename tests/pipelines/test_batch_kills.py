@@ -25,7 +25,7 @@ from beamrec.pipelines.generate_shop import ShopSize, generate_shop
 pytestmark = pytest.mark.faults
 
 SHORT = os.environ.get("BEAMREC_FAULTS") == "short"
-KILLS = 3 if SHORT else 10
+KILLS = 2 if SHORT else 10
 # Each object of the S3 server costs some milliseconds.
 SIZES = {"local": ShopSize(customers=800, products=60, ratings=12_000), "s3": ShopSize(80, 60, 2_000)}
 

@@ -19,8 +19,8 @@ from beamrec.io.store import LocalStore
 pytestmark = pytest.mark.faults
 
 SHORT = os.environ.get("BEAMREC_FAULTS") == "short"
-KILLS = 3 if SHORT else 10
-DRAINS = 2 if SHORT else 5
+KILLS = 2 if SHORT else 10
+DRAINS = 1 if SHORT else 5
 
 
 class Producer(threading.Thread):
