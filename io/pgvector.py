@@ -200,6 +200,11 @@ class ReleaseStore:
         """
         return self._with_schema(lambda cursor: pgvector_releases.show(cursor, release_id))
 
+    def history(self, release_id: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+        """The audit trail of all releases or one, dropped ones too, oldest first; `limit`: the latest."""
+        self.ensure_schema()
+        return self._database.transaction(lambda cursor: pgvector_releases.history(cursor, release_id, limit))
+
     def release(self, release_id: str) -> ActiveRelease:
         """A loaded release, active or not.
 

@@ -26,6 +26,7 @@ __all__ = [
     "active",
     "audit",
     "follow_active",
+    "history",
     "loaded",
     "move_pointer",
     "not_loaded",
@@ -71,7 +72,7 @@ def not_loaded(release_id: str) -> UsageError:
     """What is raised where a release is asked for that the store does not have."""
     return UsageError(
         f"release {release_id or '(an empty id)'} is not loaded; `beamrec release list` shows those that "
-        "are, `beamrec release load` loads one"
+        "are, `beamrec release load` loads one, `beamrec release history` says what became of another"
     )
 
 
@@ -100,14 +101,14 @@ def active(cursor: psycopg2.extensions.cursor) -> ActiveRelease | None:
 
 
 def loaded(cursor: psycopg2.extensions.cursor) -> list[dict[str, Any]]:
-    """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active, index, search."""
+    """Loaded releases, newest first: id, loaded_at (RFC 3339), dim, items, users, active, index, search…"""
     cursor.execute(
         "SELECT r.id, r.loaded_at, r.dim, r.items, r.users, a.release IS NOT NULL, "
-        "coalesce(r.built->'index'->>'kind', 'hnsw'), r.search "
+        "coalesce(r.built->'index'->>'kind', 'hnsw'), r.search, r.uri "
         "FROM beamrec.releases r LEFT JOIN beamrec.active_release a ON a.release = r.id "
         "ORDER BY r.loaded_at DESC, r.id DESC"
     )
-    names = ("id", "loaded_at", "dim", "items", "users", "active", "index", "search")
+    names = ("id", "loaded_at", "dim", "items", "users", "active", "index", "search", "uri")
     rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return [row | {"loaded_at": row["loaded_at"].isoformat()} for row in rows]
 
@@ -119,13 +120,6 @@ def show(cursor: psycopg2.extensions.cursor, release_id: str) -> dict[str, Any]:
       UsageError: no release of this id is loaded.
     """
     found = release(cursor, release_id)
-    cursor.execute(
-        "SELECT at, who, action, from_release, to_release, why, forced FROM beamrec.release_audit "
-        "WHERE %s IN (from_release, to_release) ORDER BY number",
-        [release_id],
-    )
-    names = ("at", "who", "action", "from", "to", "why", "forced")
-    history = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     cursor.execute("SELECT built FROM beamrec.releases WHERE id = %s", [release_id])
     built = cursor.fetchone()[0]
     return {
@@ -137,8 +131,27 @@ def show(cursor: psycopg2.extensions.cursor, release_id: str) -> dict[str, Any]:
         "built": built,
         "search": found.search.to_dict() if found.search else None,
         "manifest": _manifest(cursor, release_id),
-        "history": [entry | {"at": entry["at"].isoformat()} for entry in history],
+        "history": history(cursor, release_id),
     }
+
+
+def history(
+    cursor: psycopg2.extensions.cursor, release_id: str | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """The audit trail, oldest first: at (RFC 3339), who, action, from, to, why, forced.
+
+    Args:
+      release_id: only what came from it or went to it, also of a release that was dropped long ago.
+      limit: only the latest so many.
+    """
+    cursor.execute(
+        "SELECT at, who, action, from_release, to_release, why, forced FROM beamrec.release_audit "
+        "WHERE %(id)s IS NULL OR %(id)s IN (from_release, to_release) ORDER BY number DESC LIMIT %(limit)s",
+        {"id": release_id, "limit": limit},
+    )
+    names = ("at", "who", "action", "from", "to", "why", "forced")
+    rows = [dict(zip(names, row, strict=True)) for row in reversed(cursor.fetchall())]
+    return [row | {"at": row["at"].isoformat()} for row in rows]
 
 
 def set_search(cursor: psycopg2.extensions.cursor, release_id: str, setting: SearchSetting) -> None:

@@ -3,15 +3,20 @@
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beamrec.io.pgvector_index import IndexOptions
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from beamrec.io.pgvector import ReleaseStore
 
 __all__ = ["add_arguments", "run"]
 
 _MEBIBYTE = 2**20
+_SHOWN_IDS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +66,11 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     console.status(f"verifying {uri}")
     contents = read_release(folder, uri)
     manifest, store = contents.manifest, ReleaseStore(store_uri)
+    address = _address(store, manifest.id)
     began = time.monotonic()
     is_new = store.load(contents, index, console.status)
     built = store.show(manifest.id)["built"]
-    how = f"in {time.monotonic() - began:.1f} s" if is_new else "already, nothing was changed"
+    how = f"in {time.monotonic() - began:.1f} s" if is_new else _unchanged(address, uri)
     console.print(
         f"release {manifest.id}: {manifest.items:,} items and {manifest.users:,} users are loaded, {how}; "
         f"index {built.get('index', {}).get('kind', 'hnsw')}, neighbours {built.get('neighbours', 'exact')}"
@@ -77,7 +83,19 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
         "out": rows,
         "loaded": is_new,
         "built": built,
+        "uri": uri,
     }
+
+
+def _address(store: "ReleaseStore", release_id: str) -> str | None:
+    """Where workers fetch a loaded release from; None if it is not loaded."""
+    return next((entry["uri"] for entry in store.releases() if entry["id"] == release_id), None)
+
+
+def _unchanged(before: str | None, now: str) -> str:
+    if before in (None, now):
+        return "already, nothing was changed"
+    return f"already; workers fetch it from {now} from now on, no longer from {before}"
 
 
 def _index_options(values: argparse.Namespace) -> IndexOptions:
@@ -99,13 +117,30 @@ def _locate(release: str, releases: str, console: Console) -> tuple[Path, str]:
     store is copied into the cache of the home first.
     """
     from beamrec.io.release_folders import is_remote, local_copy, release_uri
+    from beamrec.io.store import with_beam_options
     from beamrec.model.release import local_folder
 
     if not is_remote(release) and ("/" in release or Path(release).is_dir()):
         folder = local_folder(release, "RELEASE")
         return folder, str(folder)
-    uri = release if is_remote(release) else release_uri(releases, release)
+    if is_remote(release):
+        uri = with_beam_options(release, (), "RELEASE")  # a worker elsewhere lacks this environment
+    else:
+        _check_is_there(release, releases)
+        uri = release_uri(releases, release)
     if not is_remote(uri):
         return Path(uri), uri
     console.status(f"fetching {uri}")
     return local_copy(uri, console.home / "cache" / "releases"), uri
+
+
+def _check_is_there(release: str, releases: str) -> None:
+    from beamrec.io.release_folders import release_ids
+    from beamrec.io.store import open_store
+
+    if not open_store(releases, "--releases").exists(f"{release}/manifest.json"):
+        known = ", ".join(release_ids(releases)[-_SHOWN_IDS:])
+        raise UsageError(
+            f"release {release}: no release of that id in {releases}; the latest there: {known or 'none'}. "
+            "Another place is given by --releases"
+        )

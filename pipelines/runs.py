@@ -59,6 +59,16 @@ class RunRecord:
         start = process_start(self.pid)
         return start is None or start != self.pid_start
 
+    @property
+    def detail(self) -> str:
+        """One line for people: the error, else what was done with which release, and the counts."""
+        if self.error:
+            return self.error
+        release = self.result.get("release")
+        action = self.argv[0] if self.verb == "release" and self.argv else ""
+        done = " ".join(word for word in (action, release if isinstance(release, str) else "") if word)
+        return ", ".join([*([done] if done else []), *(f"{name} {n}" for name, n in self.counts.items())])
+
     def settled(self) -> "RunRecord":
         """The record as it is to be shown: a lost run is FAILED."""
         return dataclasses.replace(self, state="FAILED", error=KILLED) if self.lost else self

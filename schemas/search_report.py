@@ -33,13 +33,7 @@ class MeasuredSearch:
     @property
     def name(self) -> str:
         """For people: `hnsw, ef_search 100`."""
-        shown = {
-            "hnsw": f"hnsw, ef_search {self.setting.ef_search}",
-            "ivfflat": f"ivfflat, probes {self.setting.probes}",
-            "none": "exact, in PostgreSQL",
-            "exact": "exact, in the worker",
-        }
-        return shown[self.setting.index]
+        return self.setting.name
 
 
 @dataclasses.dataclass(frozen=True)

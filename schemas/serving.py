@@ -44,6 +44,17 @@ class SearchSetting:
                     f"SearchSetting: {name}: expected an integer from 1 to {most}, got {value!r}"
                 )
 
+    @property
+    def name(self) -> str:
+        """For people: `hnsw, ef_search 100`."""
+        shown = {
+            "hnsw": f"hnsw, ef_search {self.ef_search}",
+            "ivfflat": f"ivfflat, probes {self.probes}",
+            "none": "exact, in PostgreSQL",
+            "exact": "exact, in the worker",
+        }
+        return shown[self.index]
+
     def to_dict(self) -> dict[str, Any]:
         """What the store keeps as JSON."""
         return dataclasses.asdict(self)

@@ -48,6 +48,12 @@ _ACTIONS = {
     "show": _Action(
         "shows a loaded release: manifest and history", "release_view", "add_show_arguments", "run_show"
     ),
+    "history": _Action(
+        "shows who loaded, promoted, rolled back and dropped which release, when and why",
+        "release_view",
+        "add_history_arguments",
+        "run_history",
+    ),
     "report": _Action("measures how a loaded release is best searched", "release_report"),
     "upsert": _Action("adds products that came after a release to its catalogue", "release_items"),
     "gc": _Action("drops releases that nothing needs any more", "release_gc"),

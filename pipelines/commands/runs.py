@@ -49,8 +49,7 @@ def _find(console: Console, run_id: str) -> RunRecord:
 
 
 def _line(record: RunRecord) -> str:
-    counts = ", ".join(f"{name} {value}" for name, value in record.counts.items())
-    return f"{record.id:<32} {record.state:<10} {record.started:<25} {record.error or counts}"
+    return f"{record.id:<32} {record.state:<10} {record.started:<25} {record.detail}"
 
 
 def _list(console: Console, limit: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_train_then_load_promote_and_roll_back(home: Path, trained: list[dict]) 
 def test_what_is_not_there_is_wrong_usage(home: Path, trained: list[dict]) -> None:
     console = Console(home, err=io.StringIO(), out=io.StringIO())
     for argv, message in (
-        (["load", "20260101T0000-00000000"], r"no manifest.json there"),
+        (["load", "20260101T0000-00000000"], "no release of that id"),
         (["promote", "20260101T0000-00000000"], "is not loaded"),
         (["show", "nothing"], "is not loaded"),
         (["load"], "RELEASE"),

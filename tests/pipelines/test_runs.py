@@ -134,6 +134,21 @@ def test_list_show_and_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "second\nthird\n"
 
 
+def test_a_run_of_release_is_listed_with_its_action_and_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv, result in (
+        (["promote", "r1"], {"release": "r1"}),
+        (["load", "/a/r2"], {"release": "r2", "in": 5, "out": 5}),
+        (["gc"], {"dropped": []}),
+    ):
+        start_run(tmp_path, "release", argv).finish("SUCCEEDED", result)
+    start_run(tmp_path, "release", ["promote", "r3"]).finish("FAILED", error="r3 is not loaded")
+    assert cli.main(["runs", "list", f"--home={tmp_path}"]) == 0
+    details = {" ".join(line.split()[3:]) for line in capsys.readouterr().out.splitlines()}
+    assert details == {"promote r1", "load r2, in 5, out 5", "gc", "r3 is not loaded"}
+
+
 def test_list_takes_a_limit_and_an_empty_home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home = f"--home={tmp_path}"
     assert cli.main(["runs", "list", home]) == 0
