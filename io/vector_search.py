@@ -65,8 +65,8 @@ class Condition:
       column: its name.
       operator: a comparison; `@>` is PostgreSQL's `contains` for jsonb and arrays.
       value: what it is compared with; a sequence for `in` and `not in`, nothing for `is null`. For `@>` a
-        sequence is an array of PostgreSQL's; what a jsonb column is to contain is a dict, or JSON as text,
-        such as `'["a", "b"]'`.
+        dict is JSON, a sequence an array of the type that its values have, and text whatever the column
+        holds: `'["a", "b"]'` for jsonb, `'{0.5,7}'` for real[].
 
     Raises:
       ValueError: at construction, for an operator that is not known, a value that does not go with it, NULL

@@ -43,6 +43,7 @@ __all__ = ["Condition", "Limits", "SearchPgvector", "UpsertPgvector", "VectorSea
 Answer = TypeVar("Answer")
 _LIMITS = Limits(connections=4, connect_seconds=10, statement_seconds=60, lock_seconds=30)
 _Access = tuple[str, Limits, str | None]
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 class _Databases:
@@ -99,13 +100,21 @@ class _SearchDoFn(_PgvectorDoFn):
         if self._query not in batch.schema.names:
             raise UsageError(f"{self._what}: expected a column {self._query!r}, got {batch.schema.names}")
         column = batch.column(self._query)
+        if not any(is_kind(column.type) for is_kind in _LISTS):
+            raise UsageError(
+                f"{self._what}: column {self._query}: expected lists of numbers, got {column.type}"
+            )
         there = column.is_valid().to_numpy(zero_copy_only=False)
         given = column.drop_null()
         lengths = np.unique(given.value_lengths().to_numpy(zero_copy_only=False))
         if len(lengths) > 1:
             raise BadDataError(f"{self._what}: column {self._query}: vectors of several lengths, {lengths}")
-        numbers = given.flatten()
-        vectors = numbers.cast(pa.float32()).to_numpy(zero_copy_only=False)
+        try:
+            # Not `safe`: an integer beyond 2²⁴ is rounded, as every float64 is.
+            numbers = given.flatten().cast(pa.float32(), safe=False)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise BadDataError(f"{self._what}: column {self._query}: expected numbers: {error}") from error
+        vectors = numbers.to_numpy(zero_copy_only=False)
         if not np.isfinite(vectors).all():  # a NULL among the numbers is NaN here
             raise BadDataError(f"{self._what}: column {self._query}: a vector holds NaN, infinity or NULL")
         return there, vectors.reshape(len(given), *lengths) if len(given) else np.empty((0, 0), np.float32)

@@ -6,6 +6,7 @@ Beam transform of it.
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class VectorUpsert:
 def newest_rows(batch: pa.RecordBatch, key: Sequence[str], newer: Sequence[str] = ()) -> pa.RecordBatch:
     """One row of each key, sorted by key: the newest, of equally new ones the last.
 
-    One statement must not touch a key twice, and writers that lock keys in one order cannot deadlock.
+    What is newer is what is greater in PostgreSQL: NULL is the oldest, NaN the newest of all. One statement
+    must not touch a key twice, and writers that lock keys in one order cannot deadlock.
 
     Raises:
       BadDataError: a key is NULL.
@@ -61,7 +63,11 @@ def newest_rows(batch: pa.RecordBatch, key: Sequence[str], newer: Sequence[str] 
     for name in key:
         if batch.column(name).null_count:
             raise BadDataError(f"upsert: column {name} is part of the key, and NULL in a row")
-    order = {name: batch.column(name) for name in (*key, *newer)}
+    order = {name: batch.column(name) for name in key}
+    for name in newer:
+        if pa.types.is_floating(batch.column(name).type):  # Arrow sorts NaN beside NULL
+            order[f"\0{name} is NaN"] = pc.is_nan(batch.column(name))
+        order[name] = batch.column(name)
     order["\0position"] = pa.array(np.arange(batch.num_rows))
     keys = [(name, "ascending", "at_start") for name in order]
     rows = batch.take(pc.sort_indices(pa.table(order), keys))
@@ -89,7 +95,7 @@ def upsert(
       array_columns: those of the table whose type is an array, such as real[]; see `array_columns`.
 
     Raises:
-      BadDataError: a key is NULL.
+      BadDataError: a key is NULL, a text holds NUL, or a nested value has no JSON.
       psycopg2.ProgrammingError: the table is not what the target says.
       psycopg2.DataError: a value does not fit its column.
     """
@@ -97,9 +103,12 @@ def upsert(
     if not rows.num_rows:
         return 0
     names = rows.schema.names
-    columns = [_values(rows.column(name), name in array_columns) for name in names]
+    columns = [_values(name, rows.column(name), name in array_columns) for name in names]
     values = list(zip(*columns, strict=True))
-    execute_values(cursor, _statement(target, names), values, page_size=len(values))
+    try:
+        execute_values(cursor, _statement(target, names), values, page_size=len(values))
+    except ValueError as error:  # psycopg2's own: a text, or one in an array, holds NUL
+        raise BadDataError(f"upsert into {target.table}: {error}") from error
     return int(cursor.rowcount)
 
 
@@ -141,11 +150,25 @@ def _only_newer(newer: Sequence[str]) -> sql.Composable:
     return sql.SQL(" WHERE ({}) > ({})").format(*sides)
 
 
-def _values(column: pa.Array, is_array: bool) -> list[Any]:
+def _values(name: str, column: pa.Array, is_array: bool) -> list[Any]:
     """A column as psycopg2 takes it: vectors as pgvector's text, other nested values as JSON."""
     kind = column.type
     if is_array or not pa.types.is_nested(kind):
         return list(column.to_pylist())
     if pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and not column.null_count:
         return list(vector_texts(column.flatten().to_numpy().reshape(len(column), kind.list_size)))
-    return [None if value is None else orjson.dumps(value).decode() for value in column.to_pylist()]
+    try:
+        return [None if value is None else _json(value) for value in column.to_pylist()]
+    except TypeError as error:
+        raise BadDataError(f"upsert: column {name}: a value has no JSON: {error}") from error
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value, default=_number).decode()
+
+
+def _number(value: Any) -> orjson.Fragment:
+    """A decimal with all its digits."""
+    if isinstance(value, Decimal):
+        return orjson.Fragment(str(value))
+    raise TypeError(f"{value!r} is of type {type(value).__name__}")

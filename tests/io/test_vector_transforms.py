@@ -6,6 +6,7 @@ import itertools
 import pickle
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import apache_beam as beam
@@ -134,6 +135,8 @@ def test_further_columns_come_as_numbers_or_as_text(documents: str) -> None:
         ([Condition("public", "=", True), Condition("tags", "@>", {"n": 2})], lambda n: n % 6 == 2),
         ([Condition("updated_at", "<=", NOON)], lambda n: True),
         ([Condition("stars", "in", [])], lambda n: False),
+        ([Condition("tags", "@>", '{"n": 1}')], lambda n: n % 3 == 1),
+        ([Condition("weights", "@>", "{7}")], lambda n: n == 7),
     ],
 )
 def test_filters_keep_what_they_say(documents: str, conditions: list[Condition], keeps: Any) -> None:
@@ -221,6 +224,13 @@ def test_vectors_that_are_none_are_refused(documents: str, vectors: list[Any], m
         search(documents, queries(*vectors, type_=pa.list_(pa.float64())))
 
 
+def test_columns_that_hold_no_vectors_are_refused(documents: str) -> None:
+    with pytest.raises(BadDataError, match="column vector: expected numbers: "):
+        search(documents, queries(["a"] * DIM, type_=pa.list_(pa.string())))
+    with pytest.raises(UsageError, match="column vector: expected lists of numbers, got string"):
+        search(documents, queries("a", type_=pa.string()))
+
+
 def test_batches_without_a_vector_have_no_neighbours(documents: str) -> None:
     assert search(documents, queries(None, None)) == [None, None]
     assert search(documents, queries()) == []
@@ -236,6 +246,10 @@ def test_batches_without_a_vector_have_no_neighbours(documents: str) -> None:
         (lambda: Condition("c", "LIKE", "x"), "operator: expected one of"),  # type: ignore[arg-type]
         (lambda: Condition("c", "=", None), "is null"),
         (lambda: Condition("c", "in", "text"), "expected a list"),
+        (lambda: Condition("c", "not in", [1, None]), "holds None"),
+        (lambda: Condition("c", "=", "n\0l"), "holds NUL"),
+        (lambda: Condition("c", "in", ["a", "n\0l"]), "holds NUL"),
+        (lambda: VectorSearch("t", iterative_scan="on"), "iterative_scan: expected one of off"),  # type: ignore[arg-type]
         (lambda: VectorUpsert("t", key=()), "expected tuples"),
         (lambda: VectorUpsert("t", key=("a",), newer=("a",)), "twice"),
         (lambda: SearchPgvector("postgresql://ann:secret@h/d", VectorSearch("t")), "holds a password"),
@@ -282,6 +296,58 @@ def test_in_any_order_and_repetition_the_newest_stays(documents: str) -> None:
         assert languages(documents) == ["c", "en", "z"]
 
 
+def test_not_a_number_is_the_newest_as_in_postgresql(documents: str) -> None:
+    ask(documents, "ALTER TABLE app.documents ADD COLUMN version float8")
+    parts = [
+        pa.RecordBatch.from_pydict(
+            {"id": [0, 0], "lang": [f"{a}", f"{b}"], "version": pa.array([a, b], pa.float64())}
+        )
+        for a, b in ((float("nan"), 2.0), (None, 1.0), (3.0, None))
+    ]
+    assert [newest_rows(part, ["id"], ["version"]).column("lang").to_pylist() for part in parts] == [
+        ["nan"], ["1.0"], ["3.0"]
+    ]  # fmt: skip
+    for order in itertools.permutations(parts):
+        ask(documents, "UPDATE app.documents SET version = NULL WHERE id = 0")
+        for part in order:
+            write(documents, part, newer=("version",))
+        assert languages(documents)[0] == "nan"
+
+
+def test_a_row_without_a_vector_is_nobodys_neighbour(documents: str) -> None:
+    ask(documents, "INSERT INTO app.documents (id) VALUES (-1)")
+    (found,) = search(documents, queries(VECTORS[0]), k=ROWS + 5)
+    assert len(found) == ROWS
+    assert all(entry["distance"] is not None for entry in found)
+
+
+def test_integers_beyond_those_of_float32_are_rounded(documents: str) -> None:
+    asked = [2**24 + 1, 0, 0, 0, 0, 0]
+    (found,) = search(documents, queries(asked, type_=pa.list_(pa.int64())), k=1)
+    assert found[0]["id"] == int(np.argmin(distances(np.array(asked, np.float32), "<->")))
+
+
+def test_an_exact_search_reads_no_index_of_vectors(documents: str) -> None:
+    ask(documents, "CREATE INDEX ON app.documents USING ivfflat (vec vector_l2_ops) WITH (lists = 40)")
+    ask(documents, "ALTER ROLE CURRENT_USER SET enable_seqscan = off")  # else so small a table is read whole
+    new = dataclasses.replace(LIMITS, connections=LIMITS.connections + 2)
+    try:
+        (few,) = search(documents, queries(VECTORS[0]), k=100, probes=1, limits=new)
+        (all_of_them,) = search(documents, queries(VECTORS[0]), k=100, probes=1, exact=True, limits=new)
+    finally:
+        ask(documents, "ALTER ROLE CURRENT_USER RESET enable_seqscan")
+    assert len(few) < 100
+    expected = np.argsort(distances(VECTORS[0], "<->"))[:100].tolist()
+    assert [entry["id"] for entry in all_of_them] == expected
+
+
+def test_decimals_in_json_keep_their_digits(documents: str) -> None:
+    price = Decimal("12345678901234567.89")
+    tags = pa.array([{"price": price}], pa.struct([("price", pa.decimal128(20, 2))]))
+    assert write(documents, pa.RecordBatch.from_arrays([pa.array([5]), tags], ["id", "tags"])) == 1
+    assert ask(documents, "SELECT tags->>'price' FROM app.documents WHERE id = 5") == [(str(price),)]
+
+
 def test_vectors_arrays_and_json_are_written_exactly(documents: str) -> None:
     vectors = np.random.default_rng(3).normal(size=(2, DIM)).astype(np.float32)
     batch = pa.RecordBatch.from_pydict(
@@ -310,6 +376,10 @@ def test_rows_that_do_not_fit_are_refused_whole(documents: str) -> None:
         write(documents, pa.RecordBatch.from_pydict({"lang": ["x"], "stars": [1]}), key=("lang",))
     with pytest.raises(UsageError, match="expected a column 'id'"):
         write(documents, pa.RecordBatch.from_pydict({"lang": ["x"]}))
+    with pytest.raises(BadDataError, match="NUL"):
+        write(documents, pa.RecordBatch.from_pydict({"id": [1], "lang": ["n\0l"]}))
+    with pytest.raises(BadDataError, match=r"column tags: a value has no JSON: .* bytes"):
+        write(documents, pa.RecordBatch.from_pydict({"id": [1], "tags": [{"a": b"x"}]}))
     ((kept,),) = ask(documents, "SELECT vec::real[] FROM app.documents WHERE id = 1")
     np.testing.assert_array_equal(np.array(kept, np.float32), VECTORS[1])
 
