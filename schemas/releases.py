@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from beamrec.schemas.embeddings import MAX_LENGTH, UNIT_TOLERANCE
 from beamrec.schemas.serving import SearchSetting
 
 __all__ = [
@@ -67,8 +68,10 @@ def _check_norms(norms: Any, where: str) -> None:
     if not isinstance(norms, tuple) or len(norms) != 2 or not all(type(n) in (int, float) for n in norms):
         raise ValueError(f"manifest: {where}: expected the least and the greatest length, got {norms!r}")
     least, greatest = norms
-    if not 0 <= least <= greatest < math.inf:
-        raise ValueError(f"manifest: {where}: expected 0 ≤ least ≤ greatest, got {norms!r}")
+    if not 0 <= least <= greatest <= MAX_LENGTH * (1 + UNIT_TOLERANCE):
+        raise ValueError(
+            f"manifest: {where}: expected 0 ≤ least ≤ greatest ≤ {MAX_LENGTH:g}, got {str(norms)[:80]}"
+        )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,6 +86,23 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; beyond float64 Python reads infinity, which it then cannot write."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is too great a number")
+    return value
+
+
+def _is_finite_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float is as great as
+        return False
 
 
 def _check_choice(value: Any, choices: tuple[str, ...], where: str) -> None:
@@ -215,9 +235,10 @@ class ReleaseManifest:
 
     def _check_figures(self) -> None:
         for name, value in self.metrics.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                raise ValueError(f"manifest: metrics: {name}: expected a finite number, got {value!r}")
+            if not _is_finite_number(value):
+                raise ValueError(
+                    f"manifest: metrics: {name}: expected a finite number, got {str(value)[:40]}"
+                )
         for name, size in self.vocabulary_sizes.items():
             _check_count(size, f"vocabulary_sizes: {name}")
         for name in ("item_norms", "user_norms"):
@@ -237,6 +258,10 @@ class ReleaseManifest:
         )
         return text.encode("utf-8") + b"\n"
 
+    def is_again(self, other: "ReleaseManifest") -> bool:
+        """Whether another manifest is of the same release, made at another time of the same minute."""
+        return dataclasses.replace(self, created_at=other.created_at).to_json() == other.to_json()
+
     @classmethod
     def from_json(cls, data: bytes | str) -> "ReleaseManifest":
         """Reads what `to_json` wrote.
@@ -245,7 +270,9 @@ class ReleaseManifest:
           ValueError: it is not JSON, or does not describe a release.
         """
         try:
-            values = json.loads(data, object_pairs_hook=_once, parse_constant=_no_constant)
+            values = json.loads(
+                data, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite
+            )
         except (ValueError, RecursionError) as error:
             raise ValueError(f"manifest: not valid JSON: {error}") from None
         if not isinstance(values, dict):
