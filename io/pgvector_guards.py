@@ -20,7 +20,8 @@ class Guards:
     """Bounds of a promote.
 
     Attributes:
-      metric: offline metric that must not be much worse; a release without it is not held to it.
+      metric: offline metric that must not be much worse; a release without it is not held to it, but where
+        neither has it, it is a mistake (the default is none: imported releases have no metrics).
       max_drop: how much worse it may be, as a fraction of the active release's.
       min_coverage: least share of the active release's items that the new one must have.
       allow_dimension_change: let vectors of another length become active.
@@ -93,6 +94,11 @@ def _same_dimension(old: Mapping[str, Any], new: Mapping[str, Any], guards: Guar
 
 def _metric(old: Mapping[str, float], new: Mapping[str, float], guards: Guards) -> list[Violation]:
     name = guards.metric
+    if name not in old and name not in new and name != Guards.metric:
+        known = ", ".join(sorted(old.keys() | new.keys())) or "no metrics at all"
+        return [
+            Violation("metric", f"neither it nor the active release has a metric {name!r}: they have {known}")
+        ]
     if name not in old or name not in new:
         return []
     sign = -1 if name.startswith(_LESS_IS_BETTER) else 1

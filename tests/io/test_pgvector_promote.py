@@ -34,7 +34,6 @@ def changed(release: ReleaseContents, **fields: object) -> ReleaseContents:
         (0.36, Guards(), False),
         (0.35, Guards(), True),
         (0.35, Guards(max_drop=0.2), False),
-        (0.35, Guards(metric="unheard_of"), False),
         (0.90, Guards(metric="rmse"), False),
         (0.90, Guards(metric="rmse", max_drop=0.01), True),
     ],
@@ -51,6 +50,20 @@ def test_a_worse_metric_is_refused_beyond_the_bound(
     active = store.active()
     assert active is not None
     assert active.id == ("first" if refused else "second")
+
+
+def test_a_metric_that_neither_has_is_a_mistake_and_the_usual_one_is_not_asked_of_imports(
+    store: ReleaseStore, make_release: Make
+) -> None:
+    store.load(changed(make_release("first"), metrics={"rmse": 0.85}))
+    store.load(changed(make_release("second"), metrics={"coverage": 0.9}))
+    store.promote("first", "a start", Guards())
+    with pytest.raises(UsageError, match="has a metric 'recal_at_10': they have coverage, rmse"):
+        store.promote("second", "a typo", Guards(metric="recal_at_10"))
+    store.promote("second", "neither was measured", Guards())
+    store.promote("first", "only it has that", Guards(metric="rmse"))
+    store.promote("second", "never mind", Guards(metric="recal_at_10", force=True))
+    assert "recal_at_10" in store.show("second")["history"][-1]["forced"][0]
 
 
 def test_fewer_items_another_dimension_and_another_shop_are_refused(
@@ -82,9 +95,7 @@ def test_fewer_items_another_dimension_and_another_shop_are_refused(
     assert store.show("longer")["history"][-1]["forced"] == []
 
 
-def test_promoting_an_empty_id_is_refused_and_is_no_rollback(
-    store: ReleaseStore, make_release: Make
-) -> None:
+def test_promoting_an_empty_id_is_refused_and_is_no_rollback(store: ReleaseStore, make_release: Make) -> None:
     for release in ("first", "second"):
         store.load(make_release(release))
         store.promote(release, "in turn")
