@@ -50,8 +50,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         worker = _from_worker(link)
         if worker:
             return _clean(worker[0]), worker[1]
-    lines = str(error).strip().splitlines()
-    return _clean(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"), 1
+    lines = str(error).strip().splitlines() or ["no message"]
+    # PostgreSQL says what is wrong first, and ends in a caret under the statement.
+    says = lines[0] if hasattr(error, "pgerror") else lines[-1]
+    return _clean(f"{type(error).__name__}: {says}"), 1
 
 
 def _clean(message: str) -> str:

@@ -1,5 +1,6 @@
 """What an exception means to the user."""
 
+import psycopg2.errors
 import pytest
 
 from beamrec.pipelines.failures import explain
@@ -23,6 +24,14 @@ from beamrec.schemas.errors import BadDataError, UnavailableError, UsageError
 )
 def test_message_and_exit_code(error: BaseException, expected: tuple[str, int] | None) -> None:
     assert explain(error) == (expected or (f"RuntimeError: {error}", 1))
+
+
+def test_of_postgresql_the_first_line_counts_and_not_the_caret() -> None:
+    text = 'relation "no.such" does not exist\nLINE 1: SELECT * FROM no.such\n                      ^\n'
+    assert explain(psycopg2.errors.UndefinedTable(text)) == (
+        'UndefinedTable: relation "no.such" does not exist',
+        1,
+    )
 
 
 def test_the_last_worker_error_counts() -> None:
