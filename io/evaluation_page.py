@@ -1,5 +1,7 @@
 """An offline evaluation as one HTML page that needs nothing beside it."""
 
+from collections.abc import Mapping
+
 from beamrec.io.report_charts import Range, escape, number, percent, ranges
 from beamrec.io.report_columns import table
 from beamrec.io.report_style import STYLE
@@ -18,8 +20,15 @@ _METRICS = {
 }
 
 
-def render_evaluation(evaluation: Evaluation, title: str = "Offline evaluation") -> str:
+def render_evaluation(
+    evaluation: Evaluation,
+    title: str = "Offline evaluation",
+    training: Mapping[str, object] | None = None,
+) -> str:
     """A page for whoever decides on a release: the verdict first, then every figure with its interval.
+
+    Args:
+      training: the options of the training, by name, if they are to be shown.
 
     Returns:
       HTML that is also well-formed XML.
@@ -31,6 +40,7 @@ def render_evaluation(evaluation: Evaluation, title: str = "Offline evaluation")
         _errors(evaluation),
         _differences(evaluation),
         _method(evaluation),
+        _training(training or {}),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -42,7 +52,11 @@ def render_evaluation(evaluation: Evaluation, title: str = "Offline evaluation")
 
 def _header(evaluation: Evaluation, title: str) -> str:
     verdict = evaluation.verdict()
-    return f"<header><h1>{escape(title)}</h1><p>{escape(verdict[0].upper() + verdict[1:])}.</p></header>"
+    rests = f"Who beats whom is said by recall@{evaluation.options.headline_k} alone; all figures are below."
+    return (
+        f"<header><h1>{escape(title)}</h1><p>{escape(verdict[0].upper() + verdict[1:])}.</p>"
+        f'<p class="muted">{rests if evaluation.counts.with_likes else ""}</p></header>'
+    )
 
 
 def _tiles(evaluation: Evaluation) -> str:
@@ -51,7 +65,11 @@ def _tiles(evaluation: Evaluation) -> str:
     tiles = [
         ("Held out", number(counts.held_out), f"ratings, {how}"),
         ("Trained on", number(counts.training), "ratings"),
-        ("Evaluated", number(counts.with_likes), f"customers of {number(counts.customers)}"),
+        (
+            "Evaluated",
+            number(counts.with_likes),
+            f"customers of {number(counts.customers)}: those with a liked rating held out",
+        ),
         ("Catalogue", number(counts.items), "products"),
     ]
     shown = "".join(
@@ -97,7 +115,12 @@ def _errors(evaluation: Evaluation) -> str:
         return ""
     note = "root mean square error of predicted ratings, in the shop's own units; lower is better"
     picture = ranges("RMSE", note, lines)
-    return _card("RMSE", f"{note[0].upper()}{note[1:]}.", _above(picture))
+    body = [
+        [_name(system), str(evaluation.systems[system]["rmse"])]
+        for system in SYSTEM_NAMES
+        if "rmse" in evaluation.systems.get(system, {})
+    ]
+    return _card("RMSE", f"{note[0].upper()}{note[1:]}.", _above(picture, table(["", "RMSE"], body)))
 
 
 def _differences(evaluation: Evaluation) -> str:
@@ -125,12 +148,18 @@ def _method(evaluation: Evaluation) -> str:
         *_sample_of(counts.customers, counts.sampled_from),
         "Nobody is recommended what he rated in training.",
         "A held-out rating above the middle of the scale is one that a recommendation should find.",
+        f"{number(counts.with_likes)} of {number(counts.evaluated)} customers with held-out ratings have it.",
         "Recall may come from knowing which products a customer rates at all; the RMSE tells how high.",
         f"Intervals: 95 %, of {sampled}; those of coverage by the jackknife.",
         f"At most {number(options.customers)} customers are evaluated, drawn by seed {options.seed}.",
     )
     body = "".join(f"<li>{escape(point)}</li>" for point in points)
     return _card("How it was measured", "", f"<ul>{body}</ul>")
+
+
+def _training(options: Mapping[str, object]) -> str:
+    rows = [[name.replace("_", " "), str(value)] for name, value in options.items()]
+    return _card("How it was trained", "", table(["option", "value"], rows)) if rows else ""
 
 
 def _sample_of(customers: int, everybody: int | None) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ __all__ = [
 
 HELP = "writes click-stream events, good and dirty, into a folder"
 
+_SEED = "the same seed makes the same events and ids: a second time into one stream they are duplicates"
 _UNSEEN_CITIES = ("Bräcke", "Charleroi", "Östersund", "São Paulo", "")
 _UNSEEN_COUNTRIES = ("Iceland", "Chile", "")
 _GARBAGE = (
@@ -258,7 +259,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--rate", type=float, help="events a second; all at once if not given [1/s]")
     pace.add_argument("--mean-interval", type=float, help="the same as an interval [s]")
-    add("--seed", type=int, default=default("seed"), help="the same seed makes the same events")
+    add("--seed", type=int, default=default("seed"), help=_SEED)
     add("--no-event-time", action="store_true", help="without event_time and event_id, as some producers are")
     for field in dataclasses.fields(Dirt):
         unit = "s" if field.name == "max_late_seconds" else "0 to 1"

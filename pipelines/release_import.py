@@ -13,11 +13,13 @@ from beamrec.schemas.errors import BeamrecError
 
 __all__ = ["add_arguments", "run"]
 
+_SOURCE = "folder with embeddings/*.csv, also on s3:// or gs://, or postgresql://user@host/db [URI]"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the action."""
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="folder with embeddings/*.csv, or postgresql://user@host/db [URI]")
+    add("source", metavar="SOURCE", help=_SOURCE)
     add("--releases", default=default("releases"), help="folder of releases; HOME/releases [URI]")
     add(
         "--ratings",

@@ -58,6 +58,18 @@ class TrainConfig:
             if not getattr(self, name):
                 raise UsageError(f"--{name} is missing: expected a folder")
         folders.local_folder(self.releases)
+        if self.options.split == "time" and not self.shop.ratings.time:
+            raise UsageError(
+                f"--split time: shop {self.shop.name} names no column for the time of a rating; give "
+                "ratings.time in its TOML, or split by interactions"
+            )
+
+    @property
+    def named_options(self) -> dict[str, Any]:
+        """Every option by its name, those of the towers first."""
+        values = dataclasses.asdict(self.options)
+        tower: dict[str, Any] = values.pop("tower")
+        return tower | values
 
     @property
     def work_folder(self) -> Path:
@@ -157,7 +169,8 @@ def _publish(
         _copy(scalers, staging / folders.SCALERS)
         _export(model, examples, spec, staging)
         (staging / EVALUATION).write_bytes(evaluation.to_json())
-        (staging / EVALUATION_PAGE).write_text(render_evaluation(evaluation), encoding="utf-8")
+        page = render_evaluation(evaluation, training=config.named_options)
+        (staging / EVALUATION_PAGE).write_text(page, encoding="utf-8")
         values = _manifest_values(config, spec, examples, model, scalers) | {
             "metrics": evaluation.headline(),
             "data_fingerprint": files.fingerprint,

@@ -112,12 +112,7 @@ def prepare(files: TrainingFiles, shop: Shop, options: TrainingOptions, folder: 
       UsageError: they cannot be split as the options say.
       BadDataError: they were replaced meanwhile, or hold other rows than their manifest says.
     """
-    by_time = options.split == "time"
-    if by_time and not shop.ratings.time:
-        raise UsageError(
-            f"--split time: shop {shop.name} names no column for the time of a rating; give ratings.time in "
-            "its TOML, or split by interactions"
-        )
+    time = shop.ratings.time if options.split == "time" else None
     writer = ExampleWriter(
         folder,
         files.manifest.rows,
@@ -129,7 +124,7 @@ def prepare(files: TrainingFiles, shop: Shop, options: TrainingOptions, folder: 
     read = 0
     with writer.scattering() as add:
         for batch in files.batches():
-            times = moments(batch.column(shop.ratings.time)) if by_time else np.zeros(batch.num_rows)
+            times = moments(batch.column(time)) if time else np.zeros(batch.num_rows)
             add(batch, _scaled_ratings(batch, shop), times)
             read += batch.num_rows
     if read != files.manifest.rows:

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 _PATIENCE = "epochs without a better validation loss after which training stops; 0: train all epochs"
-_SPLIT = "which ratings are held out: a share of all by hash, or the latest, by the shop's ratings.time"
+_SPLIT = "which ratings are held out: a share by hash, or the latest (needs ratings.time in the shop's TOML)"
 _EVALUATION_USERS = "customers that the model and its rivals are compared on, at most"
 
 

@@ -57,6 +57,24 @@ def test_a_sample_of_the_customers_is_said(evaluation: Evaluation) -> None:
     assert "all 54,321 customers. It is measured on a sample of 1,000 of them" in text
 
 
+def test_the_page_says_what_the_verdict_rests_on_and_who_was_asked(evaluation: Evaluation) -> None:
+    text = _text(_page(evaluation))
+    assert "Who beats whom is said by recall@10 alone" in text
+    assert "650 customers of 1,000: those with a liked rating held out" in text
+    assert "650 of 700 customers with held-out ratings have it" in text
+
+
+def test_errors_are_a_table_too(evaluation: Evaluation) -> None:
+    tables = [_text(table) for table in _page(evaluation).findall(".//table")]
+    assert "RMSE model 1.200 [1.100, 1.300] mean rating 1.250 [1.200, 1.300]" in tables
+
+
+def test_options_of_the_training_are_shown(evaluation: Evaluation) -> None:
+    html = render_evaluation(evaluation, training={"dim": 32, "learning_rate": 0.005, "split": "time"})
+    text = _text(ET.fromstring(html.removeprefix("<!DOCTYPE html>\n")))  # noqa: S314
+    assert "How it was trained option value dim 32 learning rate 0.005 split time" in text
+
+
 def test_every_figure_is_there_with_its_interval(evaluation: Evaluation) -> None:
     text = _text(_page(evaluation))
     for metrics in (*evaluation.systems.values(), *evaluation.differences.values()):

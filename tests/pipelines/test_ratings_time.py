@@ -13,6 +13,7 @@ from beamrec.model.options import TrainingOptions
 from beamrec.pipelines.batch_options import BatchConfig
 from beamrec.pipelines.batch_training import run_batch
 from beamrec.pipelines.templates import shop_toml
+from beamrec.pipelines.train_release import TrainConfig
 from beamrec.pipelines.training_data import TrainingFiles, prepare
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.shop import Feature, RatingsTable, Shop, Table
@@ -87,15 +88,10 @@ def test_a_split_by_time_holds_out_the_latest(source: str, tmp_path: Path) -> No
     assert found == {(person, str(film)) for person, film in rows}
 
 
-def test_without_a_time_there_is_no_split_by_time(source: str, tmp_path: Path) -> None:
+def test_without_a_time_a_split_by_time_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     timeless = dataclasses.replace(SHOP, ratings=dataclasses.replace(SHOP.ratings, time=None))
-    run_batch(BatchConfig(source, str(tmp_path / "lake"), timeless, "run"))
-    (tmp_path / "examples").mkdir()
     with pytest.raises(UsageError, match=r"--split time: shop films names no column"):
-        prepare(
-            TrainingFiles(str(tmp_path / "lake"), timeless),
-            timeless, TrainingOptions(split="time"), tmp_path / "examples",
-        )  # fmt: skip
+        TrainConfig(str(tmp_path / "no data"), str(tmp_path), timeless, TrainingOptions(split="time"))
 
 
 def test_a_text_is_no_time(tmp_path: Path) -> None:
