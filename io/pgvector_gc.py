@@ -14,6 +14,7 @@ from beamrec.schemas.errors import UsageError
 __all__ = ["Collected", "Keep", "collect"]
 
 _UNFINISHED = dt.timedelta(hours=1)  # a load that was killed may be gone on with for that long
+_MOST_KEPT = 1_000_000  # as good as all of them, and no more than SQL counts
 _MOST_RETENTION = dt.timedelta(days=36_500)  # before it PostgreSQL's own times begin to end
 
 
@@ -30,8 +31,8 @@ class Keep:
     retention: dt.timedelta = dt.timedelta(days=30)
 
     def __post_init__(self) -> None:
-        if self.newest < 1:
-            raise UsageError(f"--keep: expected at least 1 release, got {self.newest}")
+        if not 1 <= self.newest <= _MOST_KEPT:
+            raise UsageError(f"--keep: expected at least 1 and {_MOST_KEPT:,} at most, got {self.newest}")
         if not dt.timedelta(0) <= self.retention <= _MOST_RETENTION:
             raise UsageError(
                 f"--retention: expected 0 to {_MOST_RETENTION.days:,} days, got {self.retention.days:,}"
@@ -82,6 +83,7 @@ def collect(uri: str, keep: Keep, dry_run: bool) -> Collected:
 
     Raises:
       UnavailableError: the store is away, refuses us, or readers kept a table locked for ten minutes.
+      UsageError: a newer beamrec made the tables.
     """
     with open_session(uri, "release gc") as session:
         with session.step() as cursor:
@@ -191,9 +193,10 @@ def _sweep(session: Session, release_id: str) -> bool:
             cursor.execute("SELECT FROM beamrec.releases WHERE id = %s", [release_id])
             if cursor.fetchone() is not None:
                 return False
-        drop_tables(session, release_id)
         with session.cursor() as cursor:
+            # First: a load believes what stands there, and goes on behind tables that we are about to drop.
             cursor.execute("DELETE FROM beamrec.release_loads WHERE id = %s", [release_id])
+        drop_tables(session, release_id)
         return True
     finally:
         session.unlock(release_id)

@@ -6,7 +6,7 @@ release of another dimension; each partition has its own index on the typed cast
 
 import psycopg2
 
-from beamrec.schemas.errors import UnavailableError
+from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.releases import check_release_id
 
 __all__ = [
@@ -23,7 +23,8 @@ PARTITIONED_TABLES = (*EMBEDDING_TABLES, "item_neighbours")
 _SCHEMA_LOCK = 0x6265616D  # "beam": CREATE … IF NOT EXISTS still races between two first starts
 # Which tables stand there is written on one of them, so that a start that changes nothing runs no DDL: that
 # would wait for every reader, and a role that only reads may not.
-_VERSION_MARK = "beamrec: store version 2"
+_VERSION = 2
+_VERSION_MARK = "beamrec: store version "
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS beamrec.releases (
@@ -72,9 +73,21 @@ CREATE TABLE IF NOT EXISTS beamrec.release_loads (
 
 
 def is_ready(cursor: psycopg2.extensions.cursor) -> bool:
-    """Whether the tables stand there, as this version has them."""
+    """Whether the tables stand there, as this version has them.
+
+    Raises:
+      UsageError: a newer version has them otherwise.
+    """
     cursor.execute("SELECT obj_description(to_regclass('beamrec.releases'), 'pg_class')")
-    return bool(cursor.fetchone()[0] == _VERSION_MARK)
+    comment = cursor.fetchone()[0] or ""
+    number = comment.removeprefix(_VERSION_MARK)
+    found = int(number) if comment.startswith(_VERSION_MARK) and number.isdecimal() else 0
+    if found > _VERSION:
+        raise UsageError(
+            f"--vector-db: the tables of beamrec there are of version {found}, and this beamrec knows them "
+            f"up to version {_VERSION}: use the newer beamrec that made them, or another database"
+        )
+    return found == _VERSION
 
 
 def ensure_schema(cursor: psycopg2.extensions.cursor) -> None:
@@ -82,6 +95,7 @@ def ensure_schema(cursor: psycopg2.extensions.cursor) -> None:
 
     Raises:
       UnavailableError: pgvector is not installed there, or the user may not create it or our tables.
+      UsageError: a newer version made the tables.
     """
     if is_ready(cursor):
         return
@@ -97,7 +111,7 @@ def ensure_schema(cursor: psycopg2.extensions.cursor) -> None:
             cursor.execute("CREATE SCHEMA beamrec")
         cursor.execute(_TABLES)
         cursor.execute(_SINCE_VERSION_1)
-        cursor.execute("COMMENT ON TABLE beamrec.releases IS %s", [_VERSION_MARK])
+        cursor.execute("COMMENT ON TABLE beamrec.releases IS %s", [f"{_VERSION_MARK}{_VERSION}"])
     except psycopg2.errors.InsufficientPrivilege as error:
         raise UnavailableError(
             f"--vector-db: the tables of beamrec are missing there or of an older version, and this user may "

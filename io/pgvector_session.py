@@ -14,13 +14,16 @@ from collections.abc import Iterator
 import psycopg2
 import psycopg2.extensions
 
+from beamrec.io.pgvector_waiting import lock_holder
 from beamrec.io.postgres import connect
 from beamrec.schemas.errors import UnavailableError
 
-__all__ = ["Session", "lock_key", "open_session"]
+__all__ = ["SAY_SECONDS", "Session", "lock_key", "open_session"]
 
 _LOCK_POLL_SECONDS = 0.2
-_SAY_SECONDS = 5.0
+SAY_SECONDS = 5.0
+"""Who waits for longer says so, and for whom."""
+
 # A big copy or index takes its time, and a transaction idles while neighbours are computed here.
 _SETTINGS = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0"
 # Without it a server that builds an index does not notice for minutes that its client was killed.
@@ -61,12 +64,20 @@ class Session:
             cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock_key(release_id)])
             return bool(cursor.fetchone()[0])
 
-    def lock(self, release_id: str) -> None:
-        """Takes the lock of a release, waiting for whoever holds it."""
+    def lock(self, release_id: str, what: str | None = None) -> None:
+        """Takes the lock of a release, waiting for whoever holds it; after five seconds it says for whom.
+
+        Args:
+          release_id: or another name that no release can have.
+          what: for that message, what the other command is at work on; `release ID` if not given.
+        """
         began, said = time.monotonic(), False
         while not self.try_lock(release_id):
-            if not said and time.monotonic() - began > _SAY_SECONDS:
-                _log.warning("release %s: waiting for another command that works on it", release_id)
+            if not said and time.monotonic() - began > SAY_SECONDS:
+                with self.cursor() as cursor:
+                    holder = lock_holder(cursor, lock_key(release_id))
+                what = what or f"release {release_id}"
+                _log.warning("%s: waiting for another command that is at work on it, %s", what, holder)
                 said = True
             time.sleep(_LOCK_POLL_SECONDS)
 

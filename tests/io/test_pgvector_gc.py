@@ -165,8 +165,8 @@ def test_readers_of_other_releases_do_not_wait_for_a_drop_and_it_goes_on_after_a
             assert cursor.fetchone() == (30,)
         rows(
             database,
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-            "WHERE query LIKE '%DETACH PARTITION%' AND pid <> pg_backend_pid()",
+            "SELECT pg_terminate_backend(pid, 5000) FROM ("
+            "SELECT DISTINCT pid FROM pg_locks WHERE locktype = 'advisory') AS collecting",
         )
         thread.join(60)
         assert len(failures) == 1, "the interrupted command says so"

@@ -114,6 +114,24 @@ def test_a_fresh_store_says_that_a_release_is_not_loaded(database: str, asks: st
     store.close()
 
 
+def test_tables_of_a_newer_version_are_refused_and_stay_as_they_are(
+    store: ReleaseStore, database: str, make_release: Make
+) -> None:
+    execute(database, "COMMENT ON TABLE beamrec.releases IS 'beamrec: store version 9'")
+    for command in (
+        store.active,
+        store.releases,
+        store.ensure_schema,
+        lambda: store.load(make_release()),
+        lambda: store.collect(Keep()),
+    ):
+        with pytest.raises(UsageError, match="there are of version 9, and this beamrec knows"):
+            command()
+    with contextlib.closing(connect(database)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT obj_description('beamrec.releases'::regclass)")
+        assert cursor.fetchone() == ("beamrec: store version 9",)
+
+
 def test_a_migration_by_many_at_once_is_done_once(database: str) -> None:
     execute(database, _VERSION_1)
     errors: list[BaseException] = []
