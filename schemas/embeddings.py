@@ -50,8 +50,8 @@ def wrong_lengths(lengths: np.ndarray, normalized: bool, operator: str) -> np.nd
       operator: of its distance; cosine distance is not defined for a vector of length 0.
     """
     if normalized:
-        return ~(np.abs(lengths - 1) <= UNIT_TOLERANCE)
-    return ~(lengths <= MAX_LENGTH) | ((operator == "<=>") & (lengths == 0))
+        return np.asarray(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))
+    return np.asarray(~(lengths <= MAX_LENGTH) | ((operator == "<=>") & (lengths == 0)))
 
 
 def expected_length(normalized: bool, operator: str) -> str:
