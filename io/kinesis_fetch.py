@@ -233,7 +233,8 @@ class _Fetcher:
 
     def _get(self, iterator: str) -> tuple[dict[str, Any], float]:
         pool = self._pool
-        pool.stopped.wait(self._next_read - time.monotonic())
+        if pool.stopped.wait(self._next_read - time.monotonic()):
+            raise StoppedError(self._where)
         while not pool.tickets.acquire(timeout=0.5):
             if pool.stopped.is_set():
                 raise StoppedError(self._where)

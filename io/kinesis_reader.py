@@ -287,7 +287,12 @@ class KinesisReader(LedgerReader):
     def _settle(self) -> None:
         """What was handed out last has been emitted: each shard is where its answer ended."""
         for answer in self._emitting:
-            self._shards[answer.shard].bound_us = answer.bound_us
+            state = self._shards[answer.shard]
+            if not answer.span.closed:
+                state.bound_us = answer.bound_us
+            elif answer.rows:
+                # Its children go on from there: at the end of a shard the tip of the stream says nothing.
+                state.bound_us = answer.rows[-1][0]
         self._emitting = []
 
     def _advance(self) -> None:

@@ -170,6 +170,17 @@ def test_a_shard_is_read_at_most_five_times_a_second(kinesis_job: Any) -> None:
     assert all(count <= 5 * seconds + 1 for count, seconds in reads.values())
 
 
+def test_a_role_is_assumed_for_every_call(moto_stream: Any, kinesis_jobs: Callable[[Any], Any]) -> None:
+    job = kinesis_jobs(moto_stream)
+    before = set(moto_stream.report()["signers"])
+    moto_stream.put(*numbered(0, 10))
+    job.start(uri={"role": "arn:aws:iam::123456789012:role/reader"})
+    assert payloads(job.read(10)) == numbered(0, 10)
+    signers = set(moto_stream.report()["signers"]) - before
+    assert signers, "nobody new: the role was not assumed"
+    assert "test" not in signers
+
+
 def test_a_bad_address_is_refused_before_anything_starts(kinesis: Any, tmp_path: Any) -> None:
     options = SourceOptions(str(tmp_path), "run")
     base = f"endpoint={kinesis.endpoint}&region=us-east-1"

@@ -95,15 +95,17 @@ def test_children_wait_for_their_parents(kinesis_job: Any) -> None:
 def test_the_watermark_waits_for_children(kinesis_job: Any) -> None:
     job = kinesis_job
     job.start(max_delay_seconds=0.0)
+    (reader,) = job.readers
     job.server.put(b"parent", hash_key="1")
     job.read(1)
     with job.server.faults(1.0):  # nothing can be read now
         job.server.split(job.server.open_shards()[0])
         job.server.put(b"child", hash_key="1")
-        held = job.readers[0].get_watermark()
         job.read(0, quiet_seconds=1.5)
-    (row,) = job.wait(lambda rows: rows)
-    assert held.micros <= row["arrival"].timestamp() * 1e6
+    job.wait(lambda _: reader.advance())
+    (row,) = reader.get_current().to_pylist()
+    assert row["payload"] == b"child"
+    assert reader.get_watermark().micros <= row["arrival"].timestamp() * 1e6
 
 
 def test_moto_as_it_comes_loses_nothing_over_a_split(

@@ -32,26 +32,10 @@ def write(kinesis: Any, *batches: pa.RecordBatch) -> None:
         _ = pipeline | beam.Create(batches) | open_sink(uri)
 
 
-def stored(kinesis: Any) -> list[tuple[str, bytes]]:
-    """Key and data of every record in the stream, by another reader than ours."""
-    found = []
-    for shard in kinesis.shards():
-        iterator = kinesis.client.get_shard_iterator(
-            StreamName=kinesis.stream, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
-        )["ShardIterator"]
-        quiet = 0
-        while quiet < 2:
-            answer = kinesis.client.get_records(ShardIterator=iterator)
-            found += [(record["PartitionKey"], record["Data"]) for record in answer["Records"]]
-            quiet = 0 if answer["Records"] else quiet + 1
-            iterator = answer["NextShardIterator"]
-    return found
-
-
 def test_visible_lines_are_put_once_under_their_event_ids(kinesis: Any) -> None:
     lines = [b'{"event":%d}' % i for i in range(1203)]
     write(kinesis, outcomes(lines), outcomes([b"dead"], fate="dead_letter", first=2000))
-    assert sorted(stored(kinesis)) == sorted((f"e{i}", line) for i, line in enumerate(lines))
+    assert sorted(kinesis.stored_under()) == sorted((f"e{i}", line) for i, line in enumerate(lines))
 
 
 def test_refused_calls_and_refused_records_are_put_again(kinesis: Any) -> None:
@@ -63,7 +47,7 @@ def test_refused_calls_and_refused_records_are_put_again(kinesis: Any) -> None:
     after = kinesis.report()["kinds"]
     for kind in ("in part", "answer lost", "ProvisionedThroughputExceededException"):
         assert after[kind] > before.get(kind, 0), f"no fault of kind {kind!r}: the test has shown nothing"
-    counted = collections.Counter(stored(kinesis))
+    counted = collections.Counter(kinesis.stored_under())
     assert set(counted) == {(f"e{i}", line) for i, line in enumerate(lines)}
     # Of a call whose answer was lost nobody knows, so it is made again: at least once.
     assert max(counted.values()) > 1
@@ -73,7 +57,7 @@ def test_large_lines_go_in_calls_that_kinesis_takes_and_too_large_ones_are_left_
     fits = (1 << 20) - len("e0")
     lines = [bytes([65 + i]) * fits for i in range(8)] + [b"x" * (fits + 1), b"small"]
     write(kinesis, outcomes(lines))
-    assert sorted(line for _, line in stored(kinesis)) == sorted([*lines[:8], b"small"])
+    assert sorted(kinesis.stored()) == sorted([*lines[:8], b"small"])
 
 
 def test_a_sink_has_no_start_and_must_be_there(kinesis: Any) -> None:

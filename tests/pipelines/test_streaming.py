@@ -1,5 +1,6 @@
 """The streaming pipeline end to end on Prism, with events that nobody on this project wrote."""
 
+import contextlib
 import csv
 import datetime as dt
 import json
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from beamrec.io.postgres import connect, resolve_uri
 
 KEYS = [
     "session_id",
@@ -86,6 +89,51 @@ def test_the_real_events_while_the_job_runs(
     ]
     assert served.count("cold_customer") > 100
     print(f"{seconds:.1f} s from the drop to the last record, process start included")
+
+
+def test_the_real_events_from_kinesis_to_files_serving_table_and_kinesis(
+    kinesis: Any, stream_job: Callable[..., Any], real_home: Path, real_data: Path
+) -> None:
+    sent, products = lines(real_data / "events.jsonl"), products_of(real_home)
+    out = kinesis.another()
+    job = stream_job(
+        f"--input={kinesis.uri()}", f"--also={out.uri()}", "--window-seconds=2", "--splits=2", home=real_home
+    ).start()
+    kinesis.put(*(real_data / "events.jsonl").read_bytes().splitlines())
+    job.wait_for(len(sent))
+    result = job.interrupt()
+    assert result["ok"], result
+    assert (result["in"], result["out"], result["dead_letters"]) == (200, 200, 0)
+    records = {record["session_id"]: record for _, record in job.visible()}
+    assert len(records) == len(sent)
+    for event in sent:
+        check_record(event, records[event["session_id"]], products)
+    sent_on = {record["event_id"]: record for record in map(json.loads, out.stored())}
+    assert sent_on.keys() == {record["event_id"] for record in records.values()}
+    for record in records.values():
+        same = {**record, "processed_at": sent_on[record["event_id"]]["processed_at"]}
+        assert sent_on[record["event_id"]] == same
+    assert serving_table(real_home, list(sent_on)) == newest(list(records.values()))
+
+
+def newest(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """What each customer should be shown: the list of the newest event."""
+    ordered = sorted(records, key=lambda record: (record["event_time"], record["event_id"]))
+    return {str(record["customer_number"]): record["recommended_items"] for record in ordered}
+
+
+def serving_table(home: Path, event_ids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """What customers are shown whose newest event is one of these."""
+    with (
+        contextlib.closing(connect(resolve_uri("embedded:", home))) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(
+            "SELECT customer_id, recommended_items FROM beamrec.recommendations_latest "
+            "WHERE event_id = ANY(%s)",
+            [event_ids],
+        )
+        return {str(customer): items for customer, items in cursor.fetchall()}
 
 
 def customers_of(home: Path) -> list[int]:

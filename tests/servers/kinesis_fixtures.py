@@ -25,7 +25,7 @@ import pytest
 from botocore.config import Config
 
 _HERE = Path(__file__).parent
-_START_SECONDS = 60
+_START_SECONDS = 180
 _SEED = 42
 _KINESALITE = (
     "require('kinesalite')({shardLimit: 1000, createStreamMs: 20, updateStreamMs: 20, deleteStreamMs: 20})"
@@ -72,6 +72,37 @@ class KinesisServer:
             answer = client.put_records(StreamName=self.stream, Records=records[first : first + 500])
             assert not answer["FailedRecordCount"]
 
+    def another(self) -> "KinesisServer":
+        """Another stream of the same server."""
+        made = dataclasses.replace(self, stream=f"test-{uuid.uuid4().hex[:12]}")
+        made.create()
+        return made
+
+    def create(self) -> None:
+        """Makes the stream, of two shards."""
+        self.client.create_stream(StreamName=self.stream, ShardCount=2)
+        self._wait_until_active()
+
+    def stored(self) -> list[bytes]:
+        """Data of every record in the stream, by another reader than ours."""
+        return [data for _, data in self.stored_under()]
+
+    def stored_under(self) -> list[tuple[str, bytes]]:
+        """The same with the partition keys."""
+        records = [record for shard in self.shards() for record in self._stored(shard["ShardId"])]
+        return [(record["PartitionKey"], record["Data"]) for record in records]
+
+    def _stored(self, shard: str) -> Iterator[dict[str, Any]]:
+        client, quiet = self.client, 0
+        iterator = client.get_shard_iterator(
+            StreamName=self.stream, ShardId=shard, ShardIteratorType="TRIM_HORIZON"
+        )["ShardIterator"]
+        while iterator and quiet < 2:
+            answer = client.get_records(ShardIterator=iterator)
+            yield from answer["Records"]
+            quiet = 0 if answer["Records"] else quiet + 1
+            iterator = answer["NextShardIterator"]
+
     def shards(self) -> list[dict[str, Any]]:
         """As listed."""
         found: list[dict[str, Any]] = self.client.list_shards(StreamName=self.stream)["Shards"]
@@ -108,8 +139,7 @@ class KinesisServer:
             assert time.monotonic() < deadline, "the stream was not deleted"
             time.sleep(0.05)
         time.sleep(1)  # sequence numbers tell the time of creation to the second
-        client.create_stream(StreamName=self.stream, ShardCount=2)
-        self._wait_until_active()
+        self.create()
 
     @contextlib.contextmanager
     def faults(self, rate: float = 0.2) -> Iterator[None]:
@@ -260,6 +290,13 @@ def _kinesalite_folder() -> Path:
 
 
 @pytest.fixture
+def moto_stream(moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
+    """A stream of two shards on moto's server, which knows roles too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto_kinesis[0])
+    return _new_stream("moto", moto_kinesis, monkeypatch)
+
+
+@pytest.fixture
 def plain_moto(plain_moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     """A stream of two shards on moto's server as it comes."""
     return _new_stream("plain moto", plain_moto_kinesis, monkeypatch)
@@ -277,6 +314,5 @@ def _new_stream(kind: str, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     server = KinesisServer(kind, *urls, f"test-{uuid.uuid4().hex[:12]}")
-    server.client.create_stream(StreamName=server.stream, ShardCount=2)
-    server._wait_until_active()
+    server.create()
     return server
