@@ -42,6 +42,7 @@ class Settings:
       dedupe_key: payload field that stands for a missing `event_id`, if any.
       shop: name of the shop.
       event_mapping: how its events map to ids and customers.
+      format: of the recommendations' files.
     """
 
     shards: int
@@ -49,6 +50,7 @@ class Settings:
     dedupe_key: str | None
     shop: str
     event_mapping: str = ""
+    format: str = "jsonl"
 
 
 def fix_settings(store: Store, settings: Settings) -> None:
@@ -74,7 +76,7 @@ def fix_settings(store: Store, settings: Settings) -> None:
         if old != new:
             raise UsageError(
                 f"this output folder was begun with {field.name} = {old!r} and cannot go on with {new!r}: "
-                "ids and positions would no longer mean the same; use the old value or another --output"
+                "what is there and what comes would not fit together; use the old value or another --output"
             )
 
 

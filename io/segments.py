@@ -5,9 +5,11 @@ to the shard's log, which any number of writers may repeat.
 """
 
 import dataclasses
+import logging
 import threading
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
@@ -16,13 +18,19 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.floors import Floors
+from beamrec.io.segment_files import SegmentFormat
 from beamrec.io.shard_log import CommitResult, ShardLog
 from beamrec.io.store import open_store
+from beamrec.schemas.errors import UnavailableError
 from beamrec.schemas.events import OUTCOMES
 
 __all__ = ["WriteSegments", "split_shards"]
 
 _ROWS_A_COMMIT = 50_000
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 10.0
+_LOGGER = logging.getLogger(__name__)
 
 
 def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.RecordBatch]]:
@@ -39,53 +47,90 @@ def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.Re
     ]
 
 
-def _tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Joins batches up to what one commit holds in memory; a window of a backfill may hold much more."""
+def _tables(batches: Iterable[pa.RecordBatch], max_bytes: int) -> Iterator[pa.Table]:
+    """Joins batches up to what one commit, and so one file, holds; a window of a backfill may hold more."""
     joined: list[pa.RecordBatch] = []
+    rows = size = 0
     for batch in batches:
-        joined.append(batch)
-        if sum(part.num_rows for part in joined) >= _ROWS_A_COMMIT:
-            yield pa.Table.from_batches(joined, OUTCOMES)
-            joined = []
+        for piece in _pieces(batch, max_bytes):
+            if joined and (rows + piece.num_rows > _ROWS_A_COMMIT or size + piece.nbytes > max_bytes):
+                yield pa.Table.from_batches(joined, OUTCOMES)
+                joined, rows, size = [], 0, 0
+            joined.append(piece)
+            rows, size = rows + piece.num_rows, size + piece.nbytes
     if joined:
         yield pa.Table.from_batches(joined, OUTCOMES)
+
+
+def _pieces(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Halves of halves of a batch, as large as allowed; a single row may be larger."""
+    if batch.nbytes <= max_bytes or batch.num_rows < 2:
+        yield batch
+        return
+    middle = batch.num_rows // 2
+    yield from _pieces(batch.slice(0, middle), max_bytes)
+    yield from _pieces(batch.slice(middle), max_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sink:
+    """What the logs of a process need to know; hashable, since the process shares them by it."""
+
+    output: str
+    horizon_hours: int
+    form: SegmentFormat
+    max_bytes: int
+    patience_seconds: float
 
 
 class _Logs:
     """The shard logs of one output in this process, each behind a lock of its own."""
 
-    def __init__(self, output: str, horizon_hours: int) -> None:
-        self._store = open_store(output)
-        self._horizon_hours = horizon_hours
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
+        self._store = open_store(sink.output)
+        self._floors = Floors(self._store)
         self._lock = threading.Lock()
         self._logs: dict[int, tuple[threading.Lock, ShardLog]] = {}
 
     def commit(self, shard: int, outcomes: pa.Table) -> CommitResult:
+        """Waits out a store that is away, up to the sink's patience; raises UnavailableError then."""
         with self._lock:
             if shard not in self._logs:
-                log = ShardLog(self._store, shard, self._horizon_hours)
+                log = ShardLog(self._store, shard, self._sink.horizon_hours, self._sink.form, self._floors)
                 self._logs[shard] = (threading.Lock(), log)
             lock, log = self._logs[shard]
         with lock:
-            return log.commit(outcomes)
+            return _patiently(lambda: log.commit(outcomes), self._sink.patience_seconds)
+
+
+def _patiently(commit: Callable[[], CommitResult], patience_seconds: float) -> CommitResult:
+    """A commit may be repeated: what it has done already is a replay then."""
+    began, wait = time.monotonic(), _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return commit()
+        except UnavailableError as error:
+            if time.monotonic() - began > patience_seconds:
+                raise
+            _LOGGER.warning("the output cannot be written, trying again in %.1f s: %s", wait, error)
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
 class _CommitDoFn(beam.DoFn):  # type: ignore[misc]
     # Threads of one worker share what they know of a shard; a second copy would only cost memory.
     _shared = shared.Shared()
 
-    def __init__(self, output: str, horizon_hours: int) -> None:
-        self._output = output
-        self._horizon_hours = horizon_hours
+    def __init__(self, sink: _Sink) -> None:
+        self._sink = sink
 
     def setup(self) -> None:
-        self._logs = self._shared.acquire(
-            lambda: _Logs(self._output, self._horizon_hours), tag=(self._output, self._horizon_hours)
-        )
+        self._logs = self._shared.acquire(lambda: _Logs(self._sink), tag=self._sink)
 
     def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[CommitResult]:
         shard, batches = group
-        for table in _tables(batches):
+        for table in _tables(batches, self._sink.max_bytes):
             result = self._logs.commit(shard, table)
             for field in dataclasses.fields(result):
                 Metrics.counter("segments", field.name).inc(getattr(result, field.name))
@@ -96,22 +141,34 @@ class _CommitDoFn(beam.DoFn):  # type: ignore[misc]
 class WriteSegments(beam.PTransform):  # type: ignore[misc]
     """Writes windowed outcomes below `output`, effect once.
 
+    A file becomes visible when its window closes, and is never held back to grow: rows without a file have
+    no fate, so a restart would read them again, and `--window-seconds` is how old they may get. Many small
+    files of an hour become one by `beamrec compact`.
+
     Attributes:
       output: URI of the output folder.
       shards: number of shards; stored with the output and never changed.
       horizon_hours: how far back ids are remembered.
+      form: how recommendations are written; stored with the output and never changed.
+      max_file_mb: most data of one file, before it is compressed; a window that holds more gets several.
+      patience_seconds: how long a store that is away is waited for before the job fails.
     """
 
     output: str
     shards: int = 8
     horizon_hours: int = 24
+    form: SegmentFormat = dataclasses.field(default_factory=SegmentFormat)
+    max_file_mb: int = 64
+    patience_seconds: float = 300.0
 
     def expand(self, outcomes: beam.PCollection) -> beam.PCollection:
         """[OUTCOMES] -> one CommitResult a commit."""
+        max_bytes = self.max_file_mb << 20
+        sink = _Sink(self.output, self.horizon_hours, self.form, max_bytes, self.patience_seconds)
         return (
             outcomes
             | "ByShard"
             >> beam.FlatMap(split_shards, self.shards).with_output_types(tuple[int, pa.RecordBatch])
             | "Group" >> beam.GroupByKey()
-            | "Commit" >> beam.ParDo(_CommitDoFn(self.output, self.horizon_hours))
+            | "Commit" >> beam.ParDo(_CommitDoFn(sink))
         )

@@ -19,10 +19,12 @@ from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import resolve_uri
 from beamrec.io.release_folders import FetchRelease
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
+from beamrec.io.segment_files import FORMATS, FileFormat, SegmentFormat
 from beamrec.io.segments import WriteSegments
+from beamrec.io.session_history import SessionHistory
 from beamrec.io.shard_log import finish_publications
 from beamrec.io.sinks import open_sink
-from beamrec.io.store import clean_staged, open_store
+from beamrec.io.store import clean_staged, open_store, with_beam_options
 from beamrec.model.handler import TwoTowerHandler
 from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
@@ -32,7 +34,8 @@ from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import ReadSettings, launch
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import event_schema
-from beamrec.schemas.paths import PartitionStyle, local_path
+from beamrec.schemas.paths import PartitionStyle
+from beamrec.schemas.records import record_schema
 from beamrec.schemas.shop import Shop, load_shop
 from beamrec.schemas.summary import StageSummary
 from beamrec.transforms.features import build_features
@@ -51,7 +54,7 @@ class StreamOptions(VerbOptions):
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
         add = parser.add_argument
         add("--input", default=default("input"), help="folder of JSONL files that grows, or a stream [URI]")
-        add("--output", default=default("output"), help="output folder (path or file://)")
+        add("--output", default=default("output"), help="output folder, or s3:// or gs:// prefix [URI]")
         add("--also", action="append", help="a stream to write the recommendations to as well [URI]")
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
@@ -82,6 +85,13 @@ class StreamOptions(VerbOptions):
         add("--shards", type=int, default=default("shards"), help="output shards; fixed for an output folder")
         add("--splits", type=int, default=1, help="readers of the input")
         add("--output-shape", choices=("full", "course"), default="full", help="record written")
+        add(
+            "--format",
+            choices=FORMATS,
+            default="jsonl",
+            help="of recommendations; fixed for an output folder",
+        )
+        add("--max-file-mb", type=int, default=64, help="most data of one file before compression [MiB]")
         add("--partition-style", choices=("hive", "plain"), default="hive", help="hour folders")
         add("--retrieval", choices=("auto", "exact", "index"), default="auto", help="user to item search")
         add("--stop-when-idle", type=float, help="drain and end after this long without input [s]")
@@ -116,6 +126,8 @@ class StreamConfig:
     stop_when_idle: float | None = None
     cache: str = ""
     also: tuple[str, ...] = ()
+    format: FileFormat = "jsonl"
+    max_file_mb: int = 64
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -126,12 +138,12 @@ class StreamConfig:
                 "--window-seconds: expected a divisor of 3600 (a window lies in one hour), "
                 f"got {self.window_seconds}"
             )
-        local_path(self.output, "--output")  # the stream's files are local still
+        open_store(self.output)
         event_schema(self.shop)
-        for name, least in (("items", 1), ("shards", 1), ("splits", 1), ("dedupe_horizon", 1)):
-            if getattr(self, name) < least:
+        for name in ("items", "shards", "splits", "dedupe_horizon", "max_file_mb"):
+            if getattr(self, name) < 1:
                 raise UsageError(
-                    f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(self, name)}"
+                    f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}"
                 )
         if self.dedupe_horizon * 3600 < self.allowed_lateness + self.window_seconds:
             raise UsageError(
@@ -147,8 +159,17 @@ class StreamConfig:
     def settings(self) -> Settings:
         """What must not change in the output folder."""
         keys = (self.shop.customers.key_type, self.shop.products.key_type)
-        mapping = json.dumps([dataclasses.asdict(self.shop.events), *keys])
-        return Settings(self.shards, identity(self.input), self.dedupe_key, self.shop.name, mapping)
+        # How many clicks a history holds changes no id.
+        events = {k: v for k, v in dataclasses.asdict(self.shop.events).items() if k != "history_length"}
+        mapping = json.dumps([events, *keys])
+        return Settings(
+            self.shards, identity(self.input), self.dedupe_key, self.shop.name, mapping, self.format
+        )
+
+    @property
+    def segments(self) -> SegmentFormat:
+        """How recommendations are written."""
+        return SegmentFormat(self.format, record_schema(self.shop, self.output_shape == "course"))
 
     @property
     def source(self) -> SourceOptions:
@@ -177,9 +198,12 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
     windows = parsed.events | "SplitWindows" >> SplitWindows(
         config.window_seconds, config.allowed_lateness, config.max_delay
     )
+    events = windows.events | "WindowEvents" >> WindowBatches(config.window_seconds)
+    length, hours = config.shop.events.history_length, 2 * config.dedupe_horizon
+    if config.shop.events.shape == "click" and length:
+        events |= "SessionHistory" >> SessionHistory(config.vector_db, length, hours)
     recommended = (
-        windows.events
-        | "WindowEvents" >> WindowBatches(config.window_seconds)
+        events
         | "EnrichFromPgvector" >> EnrichFromPgvector(config.vector_db, config.shop, handler.prepare)
         | "UserTower" >> RunInference(handler)
         | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
@@ -203,7 +227,10 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
     _ = (
         (records, failed)
         | "Outcomes" >> beam.Flatten()
-        | "WriteSegments" >> WriteSegments(config.output, config.shards, config.dedupe_horizon)
+        | "WriteSegments"
+        >> WriteSegments(
+            config.output, config.shards, config.dedupe_horizon, config.segments, config.max_file_mb
+        )
     )
 
 
@@ -243,6 +270,7 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     for uri in config.also:
         open_sink(uri)
     release = _active_release(config)
+    store.check()
     console.status(
         f"serving release {release}; reading {config.input}; a recommendation is written when its "
         f"{config.window_seconds} s window closes"
@@ -262,10 +290,10 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     if not found.reconciled:
         faults = "; ".join(found.faults) or "sums differ"
         raise BadDataError(
-            f"the account of {config.output} does not add up: {found.counts.to_dict()}; {faults}. "
+            f"the account of {store.uri} does not add up: {found.counts.to_dict()}; {faults}. "
             "If an input file is gone, put it back and start again"
         )
-    return StreamResult(dataclasses.replace(found.counts, seconds=time.monotonic() - began), config.output)
+    return StreamResult(dataclasses.replace(found.counts, seconds=time.monotonic() - began), store.uri)
 
 
 def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, list[str]]:
@@ -273,6 +301,8 @@ def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, lis
     values, beam_args = parse_pipeline("stream", StreamOptions, argv)
     fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner", "also")}
     fields["vector_db"] = resolve_uri(fields["vector_db"], console.home)
+    if fields["output"]:
+        fields["output"] = with_beam_options(fields["output"], beam_args)
     fields["cache"] = str(console.home / "cache" / "releases")
     return (
         StreamConfig(
@@ -301,8 +331,8 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
         **result.counts.to_dict(),
         "reconciled": True,
         "paths": {
-            "recommendations": f"{config.output}/recommendations",
-            "errors": f"{config.output}/errors",
+            "recommendations": f"{result.output}/recommendations",
+            "errors": f"{result.output}/errors",
         },
     }
 

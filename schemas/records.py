@@ -1,0 +1,61 @@
+"""Recommendations as columns: the Parquet form of the record that FORMATS describes."""
+
+import pyarrow as pa
+
+from beamrec.schemas.events import CANDIDATES, NEIGHBOURS, TIMESTAMP, key_type
+from beamrec.schemas.shop import Shop
+
+__all__ = ["OTHER_FIELDS", "record_schema"]
+
+OTHER_FIELDS = "other_fields"
+"""Column with a JSON object of what no other column holds exactly: fields that the shop does not name, and
+values of a wrong type; NULL if there is none. So a record can always be put together again."""
+
+
+def record_schema(shop: Shop, course: bool = False) -> pa.Schema:
+    """The columns of a recommendation: the event's own fields, then ours, in the order of the JSON record.
+
+    The same for every file of an output folder, whatever the events hold.
+
+    Args:
+      course: as `--output-shape=course` writes them.
+    """
+    fields = {field.name: field for field in [*_event_fields(shop), *_added_fields(course)]}
+    return pa.schema([*fields.values(), pa.field(OTHER_FIELDS, pa.string())])
+
+
+def _event_fields(shop: Shop) -> list[pa.Field]:
+    names = shop.events
+    entry = [
+        pa.field(names.product, key_type(shop.products)),
+        pa.field(names.quantity, pa.int64()),
+        pa.field(names.in_cart, pa.bool_()),
+    ]
+    return [
+        pa.field(names.session, pa.string()),
+        pa.field(names.customer, key_type(shop.customers)),
+        *(
+            pa.field(f.event_field, pa.float64() if f.kind == "number" else pa.string())
+            for f in shop.user_features
+            if f.event_field
+        ),
+        *(entry if names.shape == "click" else [pa.field(names.history, pa.list_(pa.struct(entry)))]),
+    ]
+
+
+def _added_fields(course: bool) -> list[pa.Field]:
+    similar = pa.struct([("product_code", pa.string()), ("similar_items", NEIGHBOURS)])
+    lists = [
+        pa.field("recommended_items", CANDIDATES),
+        pa.field("similar_items", similar if course else pa.list_(similar)),
+    ]
+    if course:
+        return lists
+    stamps = {
+        "event_id": pa.string(),
+        "event_time": TIMESTAMP,
+        "release": pa.string(),
+        "served_by": pa.string(),
+        "processed_at": TIMESTAMP,
+    }
+    return [*lists, *(pa.field(name, kind) for name, kind in stamps.items())]
