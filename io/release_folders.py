@@ -100,12 +100,18 @@ def publish(folder: Path, releases: str) -> str:
         each(lambda file: store.put_file(f"{manifest.id}/{file.path}", folder / file.path), manifest.files)
         store.flush()
         _check_listing(store, manifest, f"{manifest.id}/")
-    if not store.create(target, data) and store.read(target) != data:
+    if not store.create(target, data) and not _is_again(store.read(target), manifest):
         raise BadDataError(
             f"{store.uri}/{manifest.id}: a release of that id but another content is there; releases are "
             "immutable: train or import a new one"
         )
     return release_uri(releases, manifest.id)
+
+
+def _is_again(data: bytes, manifest: ReleaseManifest) -> bool:
+    with contextlib.suppress(ValueError):
+        return ReleaseManifest.from_json(data).is_again(manifest)
+    return False
 
 
 def download(uri: str, folder: Path, wanted: Callable[[str], bool]) -> tuple[str, ...]:

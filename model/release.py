@@ -3,6 +3,7 @@
 Nothing here opens a model: a release is checked before any part of it reaches TensorFlow or a database.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -97,9 +98,11 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
         `user_norms` are measured where they are not among them.
 
     Returns:
-      The manifest and the release's folder.
+      The manifest and the release's folder. Where the same release was published within this minute they are
+      those of that one, nothing is changed, and `staging` still stands.
 
     Raises:
+      UsageError: within this minute one of the same files and other values was published.
       BadDataError: the staged vectors are not usable.
     """
     now = datetime.now(UTC)
@@ -120,9 +123,25 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
         _sync(staging / path)
     folder = releases / manifest.id
     staging.chmod(0o755)  # mkdtemp makes it private
-    staging.rename(folder)
+    try:
+        staging.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return _standing(folder, manifest), folder
     _sync(releases)
     return manifest, folder
+
+
+def _standing(folder: Path, made: ReleaseManifest) -> ReleaseManifest:
+    """The manifest that stands where one of the same minute and the same files was to be published."""
+    standing = _read_manifest(folder, None)
+    if not standing.is_again(made):
+        raise UsageError(
+            f"release {folder}: it was made of the same files with other options within this minute; do this "
+            "again in a minute"
+        )
+    return standing
 
 
 def _measured(staging: Path, values: dict[str, Any]) -> dict[str, tuple[float, float] | None]:

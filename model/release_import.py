@@ -64,11 +64,13 @@ class ImportedRelease:
     Attributes:
       folder: of the release.
       warnings: what serves worse than it could, and how to mend it.
+      is_new: False if the same import within the same minute made it already.
     """
 
     folder: Path
     manifest: ReleaseManifest
     warnings: tuple[str, ...]
+    is_new: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,8 @@ def import_release(
         write_popularity(staging / POPULARITY, list(popular), list(popular.values()))
         _copy_towers(source, staging, taken, values)
         manifest, folder = publish_release(staging, releases, values)
-    return ImportedRelease(folder, manifest, (*warnings, *_warnings(manifest)))
+        is_new = not staging.exists()
+    return ImportedRelease(folder, manifest, (*warnings, *_warnings(manifest)), is_new)
 
 
 def _files(source: Path) -> Iterator[tuple[str, bool]]:

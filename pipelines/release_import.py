@@ -48,29 +48,29 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     from beamrec.io.postgres import resolve_uri
     from beamrec.io.rating_counts import count_ratings
     from beamrec.io.release_folders import check_releases, publish
-    from beamrec.model.release import local_folder
     from beamrec.model.release_import import ImportOptions, import_release
     from beamrec.schemas.shop import load_shop
 
     shop = load_shop(values.shop)
     releases = values.releases or str(console.home / "releases")
     remote = check_releases(releases)
-    staging = console.home / "releases" if remote else local_folder(releases)
     counts = None
     if values.ratings:
         console.status(f"counting the ratings of {values.ratings.partition('?')[0]}")
         counts = count_ratings(values.ratings, shop, values.source_secret)
     console.status(f"importing {values.source.partition('?')[0]}")
-    with _local_source(resolve_uri(values.source, console.home), values.towers) as (folder, skipped):
+    source = resolve_uri(values.source, console.home)
+    with _made_in(releases, remote) as place, _local_source(source, values.towers) as (folder, skipped):
         options = ImportOptions(values.distance, values.towers)
-        made = import_release(folder, staging, shop, counts, options, skipped)
-    uri = publish(made.folder, releases) if remote else str(made.folder)
+        made = import_release(folder, place, shop, counts, options, skipped)
+        uri = publish(made.folder, releases) if remote else str(made.folder)
     for warning in made.warnings:
         console.print(f"note: {warning}")
     manifest = made.manifest
     console.print(
         f"release {manifest.id}: {manifest.items:,} items and {manifest.users:,} customers of dim "
         f"{manifest.dim}{_skipped(manifest.skipped)}: {uri.partition('?')[0]}"
+        f"{'' if made.is_new else ' is there already, nothing was changed'}"
     )
     return {
         "release": manifest.id,
@@ -88,6 +88,18 @@ def _skipped(paths: tuple[str, ...]) -> str:
         return ""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return f"; never opened and left out: {', '.join(paths[:3])}{more}"
+
+
+@contextmanager
+def _made_in(releases: str, remote: bool) -> Iterator[Path]:
+    """Where the release is made: in place, or for an object store in a folder that is gone afterwards."""
+    from beamrec.model.release import local_folder
+
+    if not remote:
+        yield local_folder(releases)
+        return
+    with tempfile.TemporaryDirectory(prefix="beamrec-made-") as temporary:
+        yield Path(temporary)
 
 
 @contextmanager

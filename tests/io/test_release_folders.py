@@ -1,5 +1,6 @@
 """Releases on a real S3 server: published, listed, copied, and refused when a byte differs."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,6 +41,20 @@ def put(s3: Any, key: str, data: bytes) -> None:
     boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1").put_object(
         Bucket=s3.bucket, Key=key, Body=data
     )
+
+
+def test_the_same_release_made_a_second_later_is_there_already(
+    s3: Any, release: Path, tmp_path: Path
+) -> None:
+    uri = publish(release, s3.uri_of("again"))
+    later = shutil.copytree(release, tmp_path / "later" / release.name)
+    made = json.loads((release / "manifest.json").read_text())
+    (later / "manifest.json").write_text(json.dumps(made | {"created_at": "2026-01-01T00:00:59Z"}))
+    assert publish(later, s3.uri_of("again")) == uri
+    assert contents(local_copy(uri, tmp_path / "cache")) == contents(release)
+    (later / "manifest.json").write_text(json.dumps(made | {"shop": "another"}))
+    with pytest.raises(BadDataError, match="another content is there"):
+        publish(later, s3.uri_of("again"))
 
 
 def test_a_release_comes_back_byte_by_byte_though_requests_fail(

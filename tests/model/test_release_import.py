@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,33 @@ def test_the_courses_folder_becomes_a_release_and_pickles_are_never_opened(
     )  # fmt: skip
     assert manifest.item_norms == pytest.approx((0.250002, 5))
     assert any("1 rated products are not among the items" in warning for warning in made.warnings)
+
+
+class Clock:
+    """Stands at a second of one minute."""
+
+    def __init__(self, second: int) -> None:
+        self._second = second
+
+    def now(self, zone: tzinfo) -> datetime:
+        return datetime(2026, 11, 22, 12, 0, self._second, tzinfo=zone)
+
+
+def test_the_same_import_again_within_a_minute_changes_nothing(
+    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    releases = tmp_path / "releases"
+    monkeypatch.setattr(folders, "datetime", Clock(1))
+    first = import_release(course, releases, CLASSICMODELS)
+    manifest = (first.folder / folders.MANIFEST).read_bytes()
+    monkeypatch.setattr(folders, "datetime", Clock(2))
+    again = import_release(course, releases, CLASSICMODELS)
+    assert (first.is_new, again.is_new) == (True, False)
+    assert (again.folder, again.manifest) == (first.folder, first.manifest)
+    with pytest.raises(UsageError, match="with other options within this minute"):
+        import_release(course, releases, CLASSICMODELS, options=ImportOptions("<#>"))
+    assert (first.folder / folders.MANIFEST).read_bytes() == manifest
+    assert os.listdir(releases) == [first.folder.name]
 
 
 def test_without_ratings_and_customers_it_says_so(course: Path, tmp_path: Path) -> None:
