@@ -130,8 +130,9 @@ class ReleaseStore:
 
         return self._database.transaction(work)
 
-    def set_search(self, release_id: str, setting: SearchSetting) -> None:
-        """Keeps with a loaded release how its items are best searched; `active` hands it out.
+    def set_search(self, release_id: str, setting: SearchSetting | None) -> None:
+        """Keeps with a loaded release how its items are best searched, None for by their number; `active`
+        hands it out.
 
         Raises:
           UsageError: no such release is loaded.

@@ -154,17 +154,17 @@ def history(
     return [row | {"at": row["at"].isoformat()} for row in rows]
 
 
-def set_search(cursor: psycopg2.extensions.cursor, release_id: str, setting: SearchSetting) -> None:
-    """Keeps with a release how it is best searched.
+def set_search(cursor: psycopg2.extensions.cursor, release_id: str, setting: SearchSetting | None) -> None:
+    """Keeps with a release how it is best searched; None forgets it.
 
     Raises:
       UsageError: no release of this id is loaded.
     """
     found = release(cursor, release_id)
-    cursor.execute(
-        "UPDATE beamrec.releases SET search = %s WHERE id = %s", [Json(setting.to_dict()), found.id]
-    )
-    audit(cursor, "set-search", None, found.id, ", ".join(f"{k} {v}" for k, v in setting.to_dict().items()))
+    values = Json(setting.to_dict()) if setting else None
+    cursor.execute("UPDATE beamrec.releases SET search = %s WHERE id = %s", [values, found.id])
+    why = setting.name if setting else "by the size of the catalogue"
+    audit(cursor, "set-search", None, found.id, why)
 
 
 def move_pointer(

@@ -147,7 +147,8 @@ def _measure_server(
 
     status("exact, in PostgreSQL")
     yield bench.measure(SearchSetting("none"), ask(SearchSetting("none")))
-    for kind, settings in _settings(bench.k).items():
+    lists = (own if own.kind == "ivfflat" else IndexOptions("ivfflat")).described(release.items)["lists"]
+    for kind, settings in _settings(bench.k, lists).items():
         options = own if own.kind == kind else IndexOptions(kind)
         status(f"building {_in_words(options, release.items)}")
         seconds, size = _build(cursor, table, release, operator, options)
@@ -158,10 +159,12 @@ def _measure_server(
         _drop_indexes(cursor, table)
 
 
-def _settings(k: int) -> dict[IndexKind, Sequence[SearchSetting]]:
+def _settings(k: int, lists: int) -> dict[IndexKind, Sequence[SearchSetting]]:
+    """What is worth measuring for `k` items a query, and an IVFFlat index of so many lists."""
+    widths = {*(probes for probes in _PROBES if probes < lists), min(lists, _PROBES[-1])}
     return {
         "hnsw": [SearchSetting("hnsw", ef_search=width) for width in _EF_SEARCH if width >= k],
-        "ivfflat": [SearchSetting("ivfflat", probes=probes) for probes in _PROBES],
+        "ivfflat": [SearchSetting("ivfflat", probes=probes) for probes in sorted(widths)],
     }
 
 

@@ -59,7 +59,8 @@ def _header(report: SearchReport) -> str:
     return (
         f"<header><h1>Search in release {escape(report.release)}</h1>"
         f'<p class="muted">{report.items:,} items of {report.dim} numbers, ordered by '
-        f"<code>{escape(report.operator)}</code>; loaded with the index {escape(report.index)}</p></header>"
+        f"<code>{escape(report.operator)}</code>; loaded with the index {escape(report.index)}</p>"
+        f"{f'<p>Note: {escape(report.note)}.</p>' if report.note else ''}</header>"
     )
 
 

@@ -26,7 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=100, help="queries in a statement where throughput is measured")
     add("--seconds", type=float, default=5.0, help="for each pass over the queries, at most [s]")
     add("--seed", type=int, default=default("seed"), help="draws the users")
-    add("--apply", action="store_true", help="keep the recommended setting: `stream` uses it at once")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--apply", action="store_true", help="keep the recommended setting: `stream` uses it at once"
+    )
+    kept.add_argument(
+        "--reset",
+        action="store_true",
+        help="measure nothing and forget the setting that was kept: `stream` goes by the catalogue's size",
+    )
     add("--report", help="the HTML page, JSON beside it; HOME/reports/search-RELEASE.html [path]")
 
 
@@ -45,7 +53,12 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
     except ValueError as error:
         raise UsageError(f"--{error}") from None
     store = ReleaseStore(store_uri)
-    report = measure_release(store_uri, values.release or _active(store), options, console.status)
+    release = values.release or _active(store)
+    if values.reset:
+        store.set_search(release, None)
+        console.print(f"release {release}: `beamrec stream` chooses by the size of the catalogue from now on")
+        return {"release": release, "recommended": None, "applied": False}
+    report = measure_release(store_uri, release, options, console.status)
     page = Path(values.report or console.home / "reports" / f"search-{report.release}.html")
     _write(page, report)
     _show(report, console)
@@ -91,6 +104,8 @@ def _show(report: "SearchReport", console: Console) -> None:
         )
         console.print(f"{'*' if is_best else ' '} {name}  {'  '.join(figures)}")
     best = report.recommended
+    if report.note:
+        console.print(f"note: {report.note}")
     if not report.reached:
         console.print(f"nothing that this release can use reaches a recall of {report.target:g}")
     console.print(

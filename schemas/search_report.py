@@ -70,6 +70,13 @@ class SearchReport:
         return self.recommended.recall >= self.target
 
     @property
+    def note(self) -> str:
+        """What the figures cannot say; empty where they can."""
+        if any(search.recall < 1 for search in self.measured):
+            return ""
+        return "every search finds everything here: the catalogue is too small to choose by"
+
+    @property
     def fastest(self) -> MeasuredSearch:
         """What would be recommended whatever index the release had."""
         return recommend(self.measured, self.target)

@@ -43,7 +43,8 @@ def test_a_report_is_shown_written_and_applied(
     answer = verb.run(["report", "--apply", "--seconds", "0.1", "--queries", "20"], console)
     shown = capsys.readouterr().out
     assert "recommended: " in shown
-    assert "ivfflat, probes 64" in shown
+    assert "ivfflat, probes 1 " in shown
+    assert "probes 2" not in shown, "so few items are one list"
     page = Path(answer["paths"]["report"])
     assert page == tmp_path / "reports" / "search-measured.html"
     assert json.loads(page.with_suffix(".json").read_text()) == json.loads(json.dumps(answer["report"]))
@@ -51,3 +52,10 @@ def test_a_report_is_shown_written_and_applied(
     assert active is not None
     assert active.search is not None
     assert active.search.to_dict() == answer["recommended"]
+    verb.run(["report", "--reset"], console)
+    active = store.active()
+    assert active is not None
+    assert active.search is None
+    assert [entry["action"] for entry in store.history(limit=2)] == ["set-search", "set-search"]
+    with pytest.raises(UsageError, match="not allowed with"):
+        verb.run(["report", "--apply", "--reset"], console)
