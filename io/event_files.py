@@ -1,44 +1,42 @@
 """An unbounded source of events from a folder of JSONL files that grows.
 
-Files are append-only and named once: the path below the folder is the source's name, byte offsets are
-its positions. What has been read is sealed in the source log together with its arrival time (the
-file's modification time when that part was first seen), so every replay sees the same event times.
-Sub-folders are read too; names that begin with `.` or `_`, or end in `.tmp` or `.part`, are not.
+Files are append-only and named once. What has been read is sealed in the source log together with its
+arrival time (the file's modification time when that part was first seen), so every replay sees the same
+event times. A file may be compressed with gzip, which its first bytes say: a member of it is whole, or it is
+not there yet. What is no whole member when the file was left alone for a minute is one dead letter.
 """
 
 import collections
 import dataclasses
-import hashlib
-import logging
 import os
 import stat
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-from apache_beam import coders
-from apache_beam.io.unbounded_source import UnboundedSource
-
-import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.event_folder import FolderReader, FolderSource
+from beamrec.io.event_text import (
+    DAMAGED_BYTES,
+    Record,
+    Text,
+    hash_tail,
+    is_event_name,
+    is_gzip,
+    records,
+    unpack,
+    whole_lines,
+)
 from beamrec.io.events import SourceOptions
-from beamrec.io.reader import LedgerMark, LedgerReader
+from beamrec.io.reader import LedgerMark
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UsageError
-from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
 from beamrec.schemas.paths import local_path
 
 __all__ = ["EventFiles", "identity", "open_sources"]
 
 _SYSTEM = "file:"
-_GROUP_BYTES = 4 << 20  # what is read and sealed at a time, of one file or of many small ones
-_LIST_SECONDS = 0.1  # and never more than a fifth of the time: a large folder is listed less often
+_LIST_SECONDS = 0.1
 _TAIL_SECONDS = 60.0
-_TAIL_BYTES = 64
-_BLANK = b" \t\r\n"
-_LOGGER = logging.getLogger(__name__)
-_Record = tuple[int, bytes]
 
 
 def open_sources(uri: str, options: SourceOptions) -> "list[EventFiles]":
@@ -57,38 +55,12 @@ def identity(uri: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class EventFiles(UnboundedSource):  # type: ignore[misc]
-    """A folder of JSONL files, read from where the ledger of the output says that it stands.
-
-    Attributes:
-      folder: absolute local path.
-      options: what the source needs to know of the job.
-      split_index: this is one of `options.splits` readers; files are dealt by their names.
-    """
-
-    folder: str
-    options: SourceOptions
-    split_index: int = 0
-
-    def split(self, desired_num_splits: int, options: Any = None) -> list["EventFiles"]:
-        """Itself: the number of splits is fixed when the graph is built, one Read for each."""
-        return [self]
+class EventFiles(FolderSource):
+    """A folder of JSONL files, by its absolute path, read from where the ledger says that it stands."""
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
         """A reader that resumes from the ledger."""
         return _Reader(self)
-
-    def get_checkpoint_mark_coder(self) -> coders.Coder:
-        """Of `LedgerMark`."""
-        return coders.PickleCoder()
-
-    def default_output_coder(self) -> coders.Coder:
-        """Arrow IPC."""
-        return coders.registry.get_coder(pa.RecordBatch)
-
-    def owns(self, name: str) -> bool:
-        """Whether this split reads the file."""
-        return zlib.crc32(name.encode()) % self.options.splits == self.split_index
 
 
 @dataclasses.dataclass
@@ -96,75 +68,109 @@ class _File:
     """What a reader knows of one file.
 
     Attributes:
-      end, tail: up to where it is sealed, and the hash of the bytes before.
+      end, tail: up to where its text is sealed, and the hash of the bytes before.
+      packed: size of a compressed file when its text was read to the end, 0 before; None of a plain one.
+      given_up: whether what follows is no gzip member, and has become a dead letter.
       barren: (size, modification time) of a look that found no whole line, and when that was.
     """
 
     end: int = 0
     tail: str = ""
+    packed: int | None = None
+    given_up: bool = False
     barren: tuple[int, int] | None = None
     barren_since: float = 0.0
 
+    @classmethod
+    def of(cls, part: Part) -> "_File":
+        """As the last sealed part says; see `_mark`."""
+        mark, _, tail = part.tail.rpartition("@")
+        kind, _, packed = mark.partition("@")
+        return cls(part.position, tail, int(packed) if packed else None, kind == "damaged")
 
-class _Reader(LedgerReader):
+
+def _mark(tail: str, packed: int | None, kind: str = "gzip") -> str:
+    """What `tail` of a part holds: the hash of its last bytes, before it the state of a compressed file."""
+    return tail if packed is None else f"{kind}@{packed}@{tail}"
+
+
+class _Reader(FolderReader):
     def __init__(self, source: EventFiles) -> None:
-        super().__init__(source.options)
-        self._source = source
         self._files: dict[str, _File] = collections.defaultdict(_File)
-        self._pending: collections.deque[tuple[float, str]] = collections.deque()
-        self._next_listing = 0.0
-        self._complaints: set[str] = set()
-        self._replays = collections.deque(self._sealed())
+        self._unpacked: tuple[tuple[str, int, int], Text] | None = None
+        super().__init__(source, _SYSTEM, _LIST_SECONDS)
 
-    def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
-        """See LedgerReader."""
-        if self._replays:
-            return self._replay()
-        if not seal_new:
-            return None
-        if not self._pending:
-            self._list()
-        return self._seal()
+    def know(self, name: str, part: Part) -> None:
+        """See FolderReader."""
+        self._files[name] = _File.of(part)
 
-    def _sealed(self) -> list[Part]:
-        """Sealed parts that have to be read again, in order of arrival."""
-        again = []
-        for part in self.log.read():
-            name = part.source.removeprefix(_SYSTEM)
-            if part.source.startswith(_SYSTEM) and self._source.owns(name):
-                self._files[name] = _File(part.position, part.tail)
-                if self.unfinished(part):
-                    again.append(part)
-        return sorted(again, key=lambda part: part.arrival_us)
-
-    def _replay(self) -> Iterator[pa.RecordBatch]:
-        group, size = [], 0
-        while self._replays and size < _GROUP_BYTES:
-            part = self._replays.popleft()
-            group.append((part, self._reread(part)))
-            size += part.position - part.after
-        self.advance_watermark(group[0][0].arrival_us / 1e6)
-        return self._to_batches(group)
-
-    def _list(self) -> None:
-        if time.monotonic() < self._next_listing:
-            return
-        began, now = time.monotonic(), time.time()
-        found = []
-        for name, status in _scan(self._source.folder, ""):
-            if not self._readable_name(name) or not self._source.owns(name):
+    def scan(self) -> list[tuple[float, str]]:
+        """See FolderReader."""
+        now, found = time.time(), []
+        for name, status in _scan(self.source.folder, ""):
+            if not self._readable_name(name) or not self.source.owns(name):
                 continue
             file = self._files.get(name, _File())
-            if status.st_size < file.end:
-                raise _replaced(name, f"it has {status.st_size} bytes and {file.end} were read")
-            if status.st_size > file.end and self._promising(file, status):
+            read = file.end if file.packed is None else file.packed
+            if status.st_size < read:
+                raise _replaced(name, f"it has {status.st_size} bytes and {read} were read")
+            if status.st_size > read and file.given_up:
+                self.complain(name, "has changed since it was given up as damaged: give it another name")
+            elif status.st_size > read and self._promising(file, status):
                 found.append((min(status.st_mtime, now), name))
-        self._pending.extend(sorted(found))
-        # With nothing pending, whatever comes next was modified after this listing began. A line whose
-        # end is still missing holds nothing back (it arrives when its end is written), nor does a file
-        # that cannot be read.
-        self.advance_watermark(min((a for a, name in found if name not in self._complaints), default=now))
-        self._next_listing = began + max(_LIST_SECONDS, 5 * (time.monotonic() - began))
+        return found
+
+    def look(self, name: str) -> tuple[Part, list[Record]] | None:
+        """See FolderReader: the whole lines that a file has gained."""
+        file = self._files[name]
+        try:
+            with open(os.path.join(self.source.folder, name), "rb") as stream:
+                status = os.fstat(stream.fileno())
+                text = self._text(name, stream, status)
+                _check_tail(text.stream, name, file)
+                quiet = self._quiet(file, status)
+                data = whole_lines(text.stream, file.end, text.size, quiet)
+                found = records(data)
+                if not found and text.fault and quiet:
+                    return self._give_up(name, stream, status, text)
+        except OSError as error:
+            self.complain(name, "cannot be read: %s", error)
+            return None
+        if not found:
+            if file.barren != _look_of(status) or quiet:
+                file.barren, file.barren_since = _look_of(status), time.monotonic()
+            return None
+        end = file.end + len(data)
+        all_read = end == text.size and not text.fault
+        packed = None if text.packed is None else status.st_size * all_read
+        return self._part(name, end, len(found), status, _mark(hash_tail(data), packed)), found
+
+    def _part(self, name: str, end: int, count: int, status: os.stat_result, tail: str) -> Part:
+        arrival_us = min(status.st_mtime_ns, time.time_ns()) // 1000
+        return Part(self.source_name(name), self._files[name].end, end, count, arrival_us, tail)
+
+    def _give_up(
+        self, name: str, stream: BinaryIO, status: os.stat_result, text: Text
+    ) -> tuple[Part, list[Record]]:
+        """What follows the last whole gzip member as one record, which is no event."""
+        begin = text.packed or 0
+        self.complain(name, "is damaged behind byte %d (%s): that is one dead letter", begin, text.fault)
+        stream.seek(begin)
+        length = status.st_size - begin
+        payload = stream.read(min(length, DAMAGED_BYTES))
+        tail = _mark("", status.st_size, "damaged")
+        return self._part(name, self._files[name].end + length, 1, status, tail), [(length, payload)]
+
+    def _text(self, name: str, stream: BinaryIO, status: os.stat_result) -> Text:
+        """The text of a file; that of a large compressed one is unpacked once for all of its parts."""
+        if not is_gzip(stream.read(2)):
+            return Text(stream, status.st_size)
+        key = (name, *_look_of(status))
+        if self._unpacked is None or self._unpacked[0] != key:
+            if self._unpacked is not None:
+                self._unpacked[1].stream.close()
+            self._unpacked = key, unpack(stream)
+        return self._unpacked[1]
 
     def _promising(self, file: _File, status: os.stat_result) -> bool:
         """Whether a look may find more than the last one, which found no whole line."""
@@ -181,102 +187,37 @@ class _Reader(LedgerReader):
         idle = self.options.stop_when_idle_seconds
         return _TAIL_SECONDS if idle is None else min(idle / 2, _TAIL_SECONDS)
 
-    def _seal(self) -> Iterator[pa.RecordBatch] | None:
-        """Reads and seals pending files up to the size of a group."""
-        found: list[tuple[Part, list[_Record]]] = []
-        size = 0
-        while self._pending and size < _GROUP_BYTES:
-            arrival, name = self._pending.popleft()
-            read = self._look(name)
-            if read:
-                found.append(read)
-                length = read[0].position - read[0].after
-                size += length
-                if length >= _GROUP_BYTES // 2:
-                    # A long file: the rest of it follows at once, and keeps its place in line.
-                    self._pending.appendleft((arrival, name))
-                    break
-        if not found:
-            return None
-        held = self.log.seal([part for part, _ in found])
-        group = []
-        for (part, records), sealed in zip(found, held, strict=True):
-            # Another reader may have been here first and seen less or more of the file.
-            group.append((sealed, records if sealed.position == part.position else self._reread(sealed)))
-            name = sealed.source.removeprefix(_SYSTEM)
-            self._files[name] = _File(sealed.position, sealed.tail)
-        self.advance_watermark(min(part.arrival_us for part, _ in group) / 1e6)
-        return self._to_batches(group)
-
-    def _look(self, name: str) -> tuple[Part, list[_Record]] | None:
-        """The whole lines that a file has gained, as a part that is not sealed yet."""
-        file = self._files[name]
-        try:
-            with open(os.path.join(self._source.folder, name), "rb") as stream:
-                status = os.fstat(stream.fileno())
-                _check_tail(stream, name, file)
-                data = _whole_lines(stream, file.end, status.st_size, self._quiet(file, status))
-        except OSError as error:
-            self._complain(name, "cannot be read: %s", error)
-            return None
-        records = _records(data)
-        if not records:
-            if file.barren != _look_of(status) or self._quiet(file, status):
-                file.barren, file.barren_since = _look_of(status), time.monotonic()
-            return None
-        arrival_us = min(status.st_mtime_ns, time.time_ns()) // 1000
-        end = file.end + len(data)
-        return Part(_SYSTEM + name, file.end, end, len(records), arrival_us, _hash_tail(data)), records
-
     def _quiet(self, file: _File, status: os.stat_result) -> bool:
         old = time.time() - status.st_mtime > self._tail_seconds
         return old or self._left_alone(file, status)
 
-    def _reread(self, part: Part) -> list[_Record]:
-        name = part.source.removeprefix(_SYSTEM)
+    def reread(self, name: str, part: Part) -> list[Record]:
+        """See FolderReader."""
+        file = _File.of(part)
         try:
-            with open(os.path.join(self._source.folder, name), "rb") as stream:
-                stream.seek(part.after)
-                data = stream.read(part.position - part.after)
+            with open(os.path.join(self.source.folder, name), "rb") as stream:
+                length = part.position - part.after
+                if file.given_up:
+                    stream.seek((file.packed or 0) - length)
+                    return [(length, stream.read(min(length, DAMAGED_BYTES)))]
+                text = self._text(name, stream, os.fstat(stream.fileno())).stream
+                text.seek(part.after)
+                data = text.read(length)
         except FileNotFoundError:
             raise BeamrecError(
                 f"--input: {name} is gone, and {part.records} of its events have no fate yet: put it back"
             ) from None
-        if len(data) < part.position - part.after or (part.tail and _hash_tail(data) != part.tail):
+        if len(data) < length or (file.tail and hash_tail(data) != file.tail):
             raise _replaced(name, f"bytes {part.after} to {part.position} are not those that were read")
-        return _records(data)
+        return records(data)
 
     def _readable_name(self, name: str) -> bool:
         try:
             name.encode()
         except UnicodeEncodeError:
-            self._complain(
-                os.fsencode(name).decode(errors="backslashreplace"), "has a name that is not UTF-8"
-            )
+            self.complain(os.fsencode(name).decode(errors="backslashreplace"), "has a name that is not UTF-8")
             return False
         return True
-
-    def _complain(self, name: str, message: str, *values: object) -> None:
-        """Logs what is wrong with a file, once: it is looked at ten times a second."""
-        if name not in self._complaints:
-            self._complaints.add(name)
-            _LOGGER.error("%s " + message, name, *values)
-
-    def _to_batches(self, group: Sequence[tuple[Part, list[_Record]]]) -> Iterator[pa.RecordBatch]:
-        """Batches of RAW_EVENTS over several parts, without the events that already have a fate."""
-        rows: list[tuple[str, int, int, int, bytes]] = []
-        for part, records in group:
-            after = part.after
-            for offset, payload in records:
-                position = part.after + offset
-                if not self.fated(part.source, position):
-                    rows.append((part.source, after, position, part.arrival_us, payload))
-                after = position
-                if len(rows) == self.options.batch_rows:
-                    yield _batch(rows)
-                    rows = []
-        if rows:
-            yield _batch(rows)
 
 
 def _look_of(status: os.stat_result) -> tuple[int, int]:
@@ -291,7 +232,7 @@ def _scan(folder: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:
     except OSError:
         return
     for entry in entries:
-        if entry.name.startswith((".", "_")) or entry.name.endswith((".tmp", ".part")):
+        if not is_event_name(entry.name):
             continue
         name = f"{prefix}/{entry.name}" if prefix else entry.name
         if entry.is_dir(follow_symlinks=False):
@@ -313,62 +254,11 @@ def _replaced(name: str, why: str) -> BeamrecError:
     )
 
 
-def _hash_tail(data: bytes) -> str:
-    """Of the last bytes of a part, with their number."""
-    tail = data[-_TAIL_BYTES:]
-    return f"{len(tail)}:{hashlib.blake2b(tail, digest_size=8).hexdigest()}"
-
-
 def _check_tail(stream: BinaryIO, name: str, file: _File) -> None:
     """What was read last must still stand before what comes next."""
     if not file.tail:
         return
     size = int(file.tail.partition(":")[0])
     stream.seek(file.end - size)
-    if _hash_tail(stream.read(size)) != file.tail:
+    if hash_tail(stream.read(size)) != file.tail:
         raise _replaced(name, f"the bytes before {file.end} are not those that were read")
-
-
-def _whole_lines(stream: BinaryIO, after: int, end: int, quiet: bool) -> bytes:
-    """Bytes from `after` up to the last line end within one group's size, without trailing blank lines.
-
-    A last line without its end counts if the file is `quiet`.
-    """
-    stream.seek(after)
-    size, data, lines = _GROUP_BYTES, b"", 0
-    while not data[:lines].strip() and after + len(data) < end:
-        more = stream.read(min(size, end - after - len(data)))
-        if not more:
-            break
-        data += more
-        lines = data.rfind(b"\n") + 1
-        size *= 2
-    if quiet and after + len(data) == end:
-        lines = len(data)
-    text = len(data[:lines].rstrip(_BLANK))
-    return data[: data.find(b"\n", text, lines) + 1 or lines] if text else b""
-
-
-def _records(data: bytes) -> list[_Record]:
-    """End offset and payload of each line that is not blank."""
-    offset, records = 0, []
-    for line in data.split(b"\n"):
-        offset = min(offset + len(line) + 1, len(data))
-        payload = line.strip(_BLANK)
-        if payload:
-            records.append((offset, payload))
-    return records
-
-
-def _batch(rows: list[tuple[str, int, int, int, bytes]]) -> pa.RecordBatch:
-    sources, afters, positions, arrivals, payloads = zip(*rows, strict=True)
-    return pa.record_batch(
-        [
-            pa.array(sources, pa.string()),
-            pa.array(afters, pa.int64()),
-            pa.array(positions, pa.int64()),
-            pa.array(arrivals, pa.int64()).cast(TIMESTAMP),
-            pa.array(payloads, pa.binary()),
-        ],
-        schema=RAW_EVENTS,
-    )

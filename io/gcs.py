@@ -29,7 +29,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage  # type: ignore[attr-defined]
 from google.cloud.storage.retry import DEFAULT_RETRY  # type: ignore[import-untyped]
 
-from beamrec.io.objects import Address, ObjectStore, each
+from beamrec.io.objects import Address, Listed, ObjectStore, each
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = ["GcsStore", "open_store", "with_beam_options"]
@@ -104,6 +104,24 @@ class GcsStore(ObjectStore):
             return {
                 self.address.path(blob.name): blob.size for blob in self._list(self.address.below(folder))
             }
+
+    def listed(self, folder: str) -> Iterator[Listed]:
+        with self._explained(folder):
+            for blob in self._list(self.address.below(folder)):
+                modified_us = int(blob.updated.timestamp() * 1e6)
+                tag, path = blob.md5_hash or blob.crc32c, self.address.path(blob.name)
+                yield Listed(path, blob.size, modified_us, tag, str(blob.generation))
+
+    def read_range(self, listed: Listed, begin: int, end: int) -> bytes:
+        # As it is stored: an object marked as gzip would be unpacked on the way.
+        options = {"start": begin, "end": end - 1, "raw_download": True, "retry": _RETRY}
+        with self._explained(listed.path):
+            try:
+                blob = self._blob(listed.path)
+                data: bytes = blob.download_as_bytes(if_generation_match=int(listed.version), **options)
+            except PreconditionFailed:
+                raise FileNotFoundError(f"{self.uri}/{listed.path}") from None
+        return data
 
     def copy(self, source: str, target: str) -> None:
         with self._explained(source):

@@ -8,7 +8,7 @@ import os.path
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ import pyarrow.fs
 from beamrec.io.lease import Lease, lease_holder
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["Address", "ObjectStore", "each", "known_flags"]
+__all__ = ["Address", "Listed", "ObjectStore", "each", "known_flags"]
 
 _URI = re.compile(
     r"(?P<scheme>[a-z0-9]+)://(?P<bucket>[^/?]*)(?P<prefix>/[^?]*)?(\?(?P<query>.*))?", re.DOTALL
@@ -108,6 +108,25 @@ class Address:
         return key[len(self.prefix) + 1 :] if self.prefix else key
 
 
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """An object as a listing shows it.
+
+    Attributes:
+      path: below the root.
+      size: bytes.
+      modified_us: when the store last wrote it, microseconds since the epoch.
+      tag: another one if the content is another.
+      version: another one after each write.
+    """
+
+    path: str
+    size: int
+    modified_us: int
+    tag: str
+    version: str
+
+
 class ObjectStore(abc.ABC):
     """A `Store` but for what differs between providers, all of it given by objects' paths."""
 
@@ -148,6 +167,14 @@ class ObjectStore(abc.ABC):
 
     @abc.abstractmethod
     def sizes(self, folder: str) -> dict[str, int]: ...
+
+    @abc.abstractmethod
+    def listed(self, folder: str) -> Iterator[Listed]:
+        """All objects below a folder, at any depth."""
+
+    @abc.abstractmethod
+    def read_range(self, listed: Listed, begin: int, end: int) -> bytes:
+        """Bytes from `begin` up to `end`; raises FileNotFoundError if it is gone, or another one by now."""
 
     @abc.abstractmethod
     def size(self, path: str) -> int | None:

@@ -25,6 +25,8 @@ _MODULES: dict[Kind, dict[str, str]] = {
     "events": {
         "": "beamrec.io.event_files",
         "file": "beamrec.io.event_files",
+        "s3": "beamrec.io.event_objects",
+        "gs": "beamrec.io.event_objects",
         "kinesis": "beamrec.io.kinesis",
         "kafka": "beamrec.io.kafka",
     },

@@ -34,7 +34,7 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from beamrec.io.objects import Address, ObjectStore, each, known_flags
+from beamrec.io.objects import Address, Listed, ObjectStore, each, known_flags
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
 
 __all__ = ["S3Store", "open_store", "with_beam_options"]
@@ -112,8 +112,8 @@ class S3Store(ObjectStore):
                     return self._get(path)
             return self._get(path)
 
-    def _get(self, path: str) -> bytes:
-        data: bytes = self._client.get_object(**self._object(path))["Body"].read()
+    def _get(self, path: str, **part: str) -> bytes:
+        data: bytes = self._client.get_object(**self._object(path), **part)["Body"].read()
         return data
 
     def put(self, path: str, data: bytes | pa.Buffer, durable: bool = False) -> None:
@@ -159,6 +159,20 @@ class S3Store(ObjectStore):
             for page in self._pages("list_objects_v2", Prefix=self.address.below(folder))
             for entry in page.get("Contents", ())
         }
+
+    def listed(self, folder: str) -> Iterator[Listed]:
+        for page in self._pages("list_objects_v2", Prefix=self.address.below(folder)):
+            for entry in page.get("Contents", ()):
+                tag, modified_us = entry["ETag"].strip('"'), int(entry["LastModified"].timestamp() * 1e6)
+                yield Listed(self.address.path(entry["Key"]), entry["Size"], modified_us, tag, tag)
+
+    def read_range(self, listed: Listed, begin: int, end: int) -> bytes:
+        part = {"Range": f"bytes={begin}-{end - 1}", "IfMatch": f'"{listed.version}"'}
+        with self._explained(listed.path):
+            for _ in range(_READS - 1):
+                with contextlib.suppress(HTTPClientError):
+                    return self._get(listed.path, **part)
+            return self._get(listed.path, **part)
 
     def copy(self, source: str, target: str) -> None:
         origin = self._object(source)
@@ -281,7 +295,7 @@ class S3Store(ObjectStore):
             return UsageError(
                 f"{self.uri}: there is no bucket {self.address.bucket}; create it, or mend the name"
             )
-        if code in _MISSING:
+        if code in _MISSING or (code in _TAKEN and error.operation_name == "GetObject"):
             return FileNotFoundError(where)
         if code in _REGION:
             headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})

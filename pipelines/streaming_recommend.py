@@ -17,6 +17,7 @@ from beamrec.io.lease import Lease
 from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import resolve_uri
+from beamrec.io.registry import scheme_of
 from beamrec.io.release_folders import FetchRelease
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
 from beamrec.io.segment_files import FORMATS, FileFormat, SegmentFormat
@@ -53,7 +54,7 @@ class StreamOptions(VerbOptions):
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
         add = parser.add_argument
-        add("--input", default=default("input"), help="folder of JSONL files that grows, or a stream [URI]")
+        add("--input", default=default("input"), help="folder or prefix of JSONL files, or a stream [URI]")
         add("--output", default=default("output"), help="output folder, or s3:// or gs:// prefix [URI]")
         add("--also", action="append", help="a stream to write the recommendations to as well [URI]")
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
@@ -301,6 +302,8 @@ def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, lis
     values, beam_args = parse_pipeline("stream", StreamOptions, argv)
     fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner", "also")}
     fields["vector_db"] = resolve_uri(fields["vector_db"], console.home)
+    if scheme_of(fields["input"] or "") in ("s3", "gs"):
+        fields["input"] = with_beam_options(fields["input"], beam_args, "--input")
     if fields["output"]:
         fields["output"] = with_beam_options(fields["output"], beam_args)
     fields["cache"] = str(console.home / "cache" / "releases")

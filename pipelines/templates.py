@@ -126,7 +126,9 @@ _RATINGS_COMMENTS = {
     "time": "its column with the time of the rating, for `train --split time`",
 }
 _EVENTS_COMMENTS = {
-    "shape": '"session": an event holds its whole history; "click": one product, its whole history',
+    "shape": '"session": an event holds its whole history; "click": one product, its history is kept',
+    "session": "clicks of one session follow each other (click)",
+    "history_length": "how many earlier clicks of its session a click is served with (click)",
     "history": "the list of viewed products (session)",
     "product": "in an entry of the history, or in the click",
 }

@@ -17,6 +17,7 @@ from beamrec.schemas.feature import Feature, check_choice, check_identifier, che
 __all__ = ["CLASSICMODELS", "EventMapping", "Feature", "RatingsTable", "Shop", "Table", "load_shop"]
 
 KeyType = Literal["int", "string"]
+_MAX_HISTORY_LENGTH = 100  # for every click: all of them are looked up, and so many more items searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ class EventMapping:
     Attributes:
       shape: `session` (an event holds its whole history) or `click` (one product an event).
       customer, event_id, event_time, session: top-level fields; all but `customer` optional in an event.
+      history_length: how many clicks of its session before it a click is served with (`click` shape).
       history: field holding the list of viewed products (`session` shape).
       product, quantity, in_cart: fields of one history entry (or of the click itself).
     """
@@ -100,11 +102,19 @@ class EventMapping:
     product: str = "product_code"
     quantity: str = "quantity"
     in_cart: str = "in_shopping_cart"
+    history_length: int = 10
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            check_type(getattr(self, field.name), str, f"events: {field.name}")
+            if field.name != "history_length":
+                check_type(getattr(self, field.name), str, f"events: {field.name}")
         check_choice(self.shape, ("session", "click"), "events: shape")
+        length = self.history_length
+        if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= _MAX_HISTORY_LENGTH:
+            raise UsageError(
+                f"events: history_length: expected a whole number from 0 to {_MAX_HISTORY_LENGTH}, "
+                f"got {length!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

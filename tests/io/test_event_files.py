@@ -1,7 +1,9 @@
 """The file source: every line once, the same arrival on every replay, nothing before it is whole."""
 
+import gzip
 import os
 import time
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
@@ -279,3 +281,77 @@ def test_a_shortened_file_whose_lines_are_needed_again_is_an_error(job):
 def test_an_input_folder_that_is_not_there_is_a_usage_error(job):
     with pytest.raises(UsageError, match="no such folder"):
         open_sources(str(job.input / "missing"), SourceOptions(str(job.store.root), "run"))
+
+
+def lines(first: int, last: int) -> bytes:
+    return b"".join(b'{"n":%d}\n' % n for n in range(first, last))
+
+
+def test_a_compressed_file_is_read_as_its_text(job):
+    text = lines(0, 500)
+    job.write("a.jsonl.gz", gzip.compress(text[:1000]) + gzip.compress(text[1000:]) + bytes(512))
+    job.write("b.jsonl", lines(500, 510))
+    rows = poll(job.reader(), 1)
+    assert payloads(rows) == (text + lines(500, 510)).splitlines()
+    assert [row["position"] for row in rows[:500]] == list(
+        accumulate(map(len, text.splitlines(keepends=True)))
+    )
+    assert poll(job.reader()) == rows
+
+
+def test_a_large_compressed_file_comes_in_parts_and_goes_on_after_a_restart(job):
+    text = b"".join(b'{"n":"%s"}\n' % os.urandom(400).hex().encode() for _ in range(20_000))
+    job.write("a.gz", gzip.compress(text, 1))
+    reader = job.reader()
+    assert reader.advance()
+    first = reader.get_current().to_pylist()
+    job.fate(first)
+    assert payloads(first) + payloads(poll(job.reader(), 3)) == text.splitlines()
+    assert account(job.store).counts.records_in == 20_000
+
+
+def test_members_that_are_added_count_once_they_are_whole(job):
+    first, second = gzip.compress(lines(0, 3)), gzip.compress(lines(3, 9))
+    job.write("a.gz", first + second[:20], age=0)
+    reader = job.reader()
+    assert payloads(poll(reader)) == lines(0, 3).splitlines()
+    job.write("a.gz", second[20:], age=0)
+    assert payloads(poll(reader)) == lines(3, 9).splitlines()
+    job.write("a.gz", gzip.compress(lines(9, 12)), age=0)
+    assert payloads(poll(job.reader())) == lines(0, 12).splitlines()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip at all"])
+def test_what_is_no_whole_member_waits_and_is_then_one_record_and_a_complaint(job, caplog, damage):
+    whole, broken = gzip.compress(lines(0, 3)), bytearray(gzip.compress(lines(3, 5000)))
+    if damage == "cut":
+        del broken[-5:]
+    elif damage == "flipped":
+        broken[-3] ^= 1
+    else:
+        broken[:] = b"\x1f\x8bnothing of the kind"
+    job.write("a.jsonl.gz", whole + broken, age=0)
+    job.write("b.jsonl", lines(0, 2), age=0)
+    assert payloads(poll(job.reader())) == [*lines(0, 3).splitlines(), *lines(0, 2).splitlines()]
+    assert not caplog.messages
+    os.utime(job.input / "a.jsonl.gz", (time.time() - 100, time.time() - 100))
+    rows = poll(job.reader())
+    assert payloads(rows)[-1:] == [bytes(broken)]
+    assert len(rows) == 6
+    assert "a.jsonl.gz is damaged behind byte" in caplog.text
+    again = poll(job.reader())
+    assert sorted(again, key=str) == sorted(rows, key=str), "in the order of their arrival, the same rows"
+    job.fate(rows)
+    job.write("a.jsonl.gz", whole, age=0)
+    assert poll(job.reader()) == []
+    assert "give it another name" in caplog.text
+    assert account(job.store).reconciled
+
+
+def test_a_compressed_file_that_was_replaced_is_an_error(job):
+    job.write("a.gz", gzip.compress(lines(0, 50)))
+    job.fate(poll(job.reader()))
+    (job.input / "a.gz").unlink()
+    job.write("a.gz", gzip.compress(os.urandom(300)))
+    with pytest.raises(BeamrecError, match="replaced or shortened"):
+        poll(job.reader())
