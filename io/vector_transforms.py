@@ -99,6 +99,10 @@ class _SearchDoFn(_PgvectorDoFn):
         """Which rows have a vector, and these: ([rows] bool, [vectors, dim] float32)."""
         if self._query not in batch.schema.names:
             raise UsageError(f"{self._what}: expected a column {self._query!r}, got {batch.schema.names}")
+        if self._into in batch.schema.names:
+            raise UsageError(
+                f"{self._what}: the batch has a column {self._into!r} already; give `into` another name"
+            )
         column = batch.column(self._query)
         if not any(is_kind(column.type) for is_kind in _LISTS):
             raise UsageError(

@@ -5,7 +5,7 @@ Beam transform of it.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +21,9 @@ from beamrec.io.vector_search import Table, identifier, vector_texts
 from beamrec.schemas.errors import BadDataError
 
 __all__ = ["VectorUpsert", "array_columns", "newest_rows", "upsert"]
+
+
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ def newest_rows(batch: pa.RecordBatch, key: Sequence[str], newer: Sequence[str] 
       BadDataError: a key is NULL.
       KeyError: the batch has no such column.
     """
+    batch = _decoded(batch)
     for name in key:
         if batch.column(name).null_count:
             raise BadDataError(f"upsert: column {name} is part of the key, and NULL in a row")
@@ -81,6 +85,15 @@ def newest_rows(batch: pa.RecordBatch, key: Sequence[str], newer: Sequence[str] 
     return rows.filter(pa.array(last))
 
 
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Dictionary-encoded columns as plain ones: Arrow does not compare their values."""
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
 def upsert(
     cursor: psycopg2.extensions.cursor,
     target: VectorUpsert,
@@ -89,13 +102,14 @@ def upsert(
 ) -> int:
     """Writes a batch; returns how many rows were inserted or changed.
 
-    Lists go into columns of the type `vector` (or `halfvec`, or jsonb), structs and maps into jsonb.
+    Lists go into columns of the type `vector` (or `halfvec`, or jsonb), structs and maps into jsonb, both as
+    objects.
 
     Args:
       array_columns: those of the table whose type is an array, such as real[]; see `array_columns`.
 
     Raises:
-      BadDataError: a key is NULL, a text holds NUL, or a nested value has no JSON.
+      BadDataError: a key is NULL, a text holds NUL, or a nested value has no JSON: NaN, a key twice.
       psycopg2.ProgrammingError: the table is not what the target says.
       psycopg2.DataError: a value does not fit its column.
     """
@@ -106,7 +120,11 @@ def upsert(
     columns = [_values(name, rows.column(name), name in array_columns) for name in names]
     values = list(zip(*columns, strict=True))
     try:
-        execute_values(cursor, _statement(target, names), values, page_size=len(values))
+        # execute_values takes every other % for a place of its own.
+        statement = " VALUES %s ".join(
+            part.as_string(cursor).replace("%", "%%") for part in _statement(target, names)
+        )
+        execute_values(cursor, statement, values, page_size=len(values))
     except ValueError as error:  # psycopg2's own: a text, or one in an array, holds NUL
         raise BadDataError(f"upsert into {target.table}: {error}") from error
     return int(cursor.rowcount)
@@ -124,16 +142,18 @@ def array_columns(cursor: psycopg2.extensions.cursor, table: Table, names: Seque
     return frozenset(name for name, number in numbers.items() if number in arrays)
 
 
-def _statement(target: VectorUpsert, names: Sequence[str]) -> sql.Composable:
+def _statement(target: VectorUpsert, names: Sequence[str]) -> tuple[sql.Composable, sql.Composable]:
+    """The statement before and behind its values."""
     changed = [name for name in names if name not in target.key]
     sets = sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in changed)
     update = sql.SQL("UPDATE SET {}{}").format(sets, _only_newer(target.newer))
-    return sql.SQL("INSERT INTO {} AS t ({}) VALUES %s ON CONFLICT ({}) DO {}").format(
-        identifier(target.table),
-        sql.SQL(", ").join(map(sql.Identifier, names)),
-        sql.SQL(", ").join(map(sql.Identifier, target.key)),
-        update if changed else sql.SQL("NOTHING"),
+    insert = sql.SQL("INSERT INTO {} AS t ({})").format(
+        identifier(target.table), sql.SQL(", ").join(map(sql.Identifier, names))
     )
+    on_conflict = sql.SQL("ON CONFLICT ({}) DO {}").format(
+        sql.SQL(", ").join(map(sql.Identifier, target.key)), update if changed else sql.SQL("NOTHING")
+    )
+    return insert, on_conflict
 
 
 def _only_newer(newer: Sequence[str]) -> sql.Composable:
@@ -155,16 +175,33 @@ def _values(name: str, column: pa.Array, is_array: bool) -> list[Any]:
     kind = column.type
     if is_array or not pa.types.is_nested(kind):
         return list(column.to_pylist())
+    if not all(pc.all(pc.is_finite(numbers), min_count=0).as_py() for numbers in _floats(column)):
+        raise BadDataError(f"upsert: column {name}: a nested value holds NaN or infinity, which is no JSON")
     if pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32() and not column.null_count:
         return list(vector_texts(column.flatten().to_numpy().reshape(len(column), kind.list_size)))
     try:
-        return [None if value is None else _json(value) for value in column.to_pylist()]
-    except TypeError as error:
+        values = column.to_pylist(maps_as_pydicts="strict")
+        return [None if value is None else _json(value) for value in values]
+    except (TypeError, KeyError) as error:
         raise BadDataError(f"upsert: column {name}: a value has no JSON: {error}") from error
 
 
+def _floats(column: pa.Array) -> Iterator[pa.Array]:
+    """The floating-point numbers inside a nested column."""
+    kind = column.type
+    if pa.types.is_floating(kind):
+        yield column
+    elif pa.types.is_struct(kind):
+        for child in column.flatten():
+            yield from _floats(child)
+    elif pa.types.is_map(kind):
+        yield from _floats(column.items)
+    elif any(is_kind(kind) for is_kind in _LISTS):
+        yield from _floats(column.flatten())
+
+
 def _json(value: Any) -> str:
-    return orjson.dumps(value, default=_number).decode()
+    return orjson.dumps(value, default=_number, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _number(value: Any) -> orjson.Fragment:

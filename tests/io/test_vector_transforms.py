@@ -206,6 +206,7 @@ def test_a_wrong_uri_is_refused_while_the_pipeline_is_built(uri: str, message: s
         ({"vector_column": "stars"}, None, "operator does not exist"),
         ({}, queries(np.ones(3), type_=pa.list_(pa.float32())), "different vector dimensions 6 and 3"),
         ({}, queries(VECTORS[0]).rename_columns(["n", "other"]), "expected a column 'vector'"),
+        ({}, queries(VECTORS[0]).append_column("found", pa.array([1])), "has a column 'found' already"),
     ],
 )
 def test_what_waiting_cannot_mend_fails_at_once(
@@ -323,8 +324,9 @@ def test_a_row_without_a_vector_is_nobodys_neighbour(documents: str) -> None:
 
 def test_integers_beyond_those_of_float32_are_rounded(documents: str) -> None:
     asked = [2**24 + 1, 0, 0, 0, 0, 0]
-    (found,) = search(documents, queries(asked, type_=pa.list_(pa.int64())), k=1)
-    assert found[0]["id"] == int(np.argmin(distances(np.array(asked, np.float32), "<->")))
+    (found,) = search(documents, queries(asked, type_=pa.list_(pa.int64())), k=1, operator="<#>")
+    assert found[0]["id"] == int(np.argmax(VECTORS[:, 0]))
+    assert found[0]["distance"] == pytest.approx(-(2.0**24) * VECTORS[:, 0].max())
 
 
 def test_an_exact_search_reads_no_index_of_vectors(documents: str) -> None:
@@ -365,6 +367,51 @@ def test_vectors_arrays_and_json_are_written_exactly(documents: str) -> None:
     )
     np.testing.assert_array_equal(np.array([row[1] for row in found], np.float32), vectors)
     assert [row[2:] for row in found] == [([0.25], {"a": "ü'"}), (None, {"a": None})]
+
+
+def test_maps_are_objects_in_jsonb(documents: str) -> None:
+    counts = pa.map_(pa.string(), pa.int64())
+    nested = pa.struct([("by_day", pa.map_(pa.int64(), counts))])
+    values = [{"by_day": [(7, [("k", 1)])]}, None, {"by_day": []}]
+    batch = pa.RecordBatch.from_pydict({"id": [5, 6, 7], "tags": pa.array(values, nested)})
+    assert write(documents, batch) == 3
+    found = ask(documents, "SELECT tags FROM app.documents WHERE id IN (5, 6, 7) ORDER BY id")
+    assert [row[0] for row in found] == [{"by_day": {"7": {"k": 1}}}, None, {"by_day": {}}]
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([{"a": [{"b": float("nan")}]}], pa.struct([("a", pa.list_(pa.struct([("b", pa.float64())])))])),
+        ([[("k", float("inf"))]], pa.map_(pa.string(), pa.float32())),
+        ([[1.0, float("-inf")]], pa.list_(pa.float32(), 2)),
+        ([[("k", 1), ("k", 2)]], pa.map_(pa.string(), pa.int64())),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_and_never_stored_as_null(
+    documents: str, values: list[Any], type_: pa.DataType
+) -> None:
+    before = ask(documents, "SELECT tags FROM app.documents WHERE id = 5")
+    batch = pa.RecordBatch.from_pydict({"id": [5], "tags": pa.array(values, type_)})
+    with pytest.raises(BadDataError, match=r"column tags: a (nested value holds NaN|value has no JSON)"):
+        write(documents, batch)
+    assert ask(documents, "SELECT tags FROM app.documents WHERE id = 5") == before
+
+
+def test_names_with_a_percent_sign_are_names(documents: str) -> None:
+    ask(documents, 'CREATE TABLE app."100%s" (id bigint PRIMARY KEY, "%" text, "a%(b)s" text)')
+    batch = pa.RecordBatch.from_pydict({"id": [1], "%": ["5 %"], "a%(b)s": ["%s"]})
+    assert write(documents, batch, table=("app", "100%s"), newer=("%",)) == 1
+    assert ask(documents, 'SELECT * FROM app."100%s"') == [(1, "5 %", "%s")]
+
+
+def test_dictionary_encoded_keys_and_values_are_taken(documents: str) -> None:
+    ask(documents, "CREATE TABLE app.words (word text PRIMARY KEY, kind text)")
+    batch = pa.RecordBatch.from_pydict(
+        {"word": pa.array(["b", "a", "b"]).dictionary_encode(), "kind": pa.array(["x", "y", "z"])}
+    )
+    assert write(documents, batch, table="app.words", key=("word",)) == 2
+    assert ask(documents, "SELECT * FROM app.words ORDER BY word") == [("a", "y"), ("b", "z")]
 
 
 def test_rows_that_do_not_fit_are_refused_whole(documents: str) -> None:
