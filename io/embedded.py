@@ -99,15 +99,34 @@ def ensure_running(folder: str | os.PathLike[str]) -> EmbeddedServer:
 
 
 def stop_server(folder: str | os.PathLike[str]) -> bool:
-    """Stops the server of `folder`, disconnecting its clients; False if none was running."""
+    """Stops the server of `folder`, disconnecting its clients; False if none was running.
+
+    Raises:
+      UnavailableError: it did not stop; where its process is suspended, at once.
+    """
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         return False
     with _locked(path):
-        if not find_server(path):
+        running = find_server(path)
+        if not running:
             return False
+        _refuse_suspended(running)
         _pg_ctl(path, "-m", "fast", "stop")
     return True
+
+
+def _refuse_suspended(server: EmbeddedServer) -> None:
+    """A process that gets no time cannot stop, and `pg_ctl` would wait a minute for it."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        status = psutil.Process(server.pid).status()
+        if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            raise UnavailableError(
+                f"embedded server: {server.folder}: its process {server.pid} is suspended (by SIGSTOP, or a "
+                f"debugger) and cannot stop; let it go on with `kill -CONT {server.pid}`, and try again"
+            )
 
 
 @contextlib.contextmanager

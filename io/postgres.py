@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable, Collection
@@ -70,6 +71,8 @@ _REFUSALS = {
     "does not support SSL": "enable TLS on the server, or say sslmode=disable if the network is trusted",
 }
 
+_DENIED = re.compile(r"permission denied for (schema|table|view|relation|sequence) (\S+)")
+
 _log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
@@ -104,7 +107,12 @@ def connection_options(
     Raises:
       UsageError: it is no such URI, holds a password, or an option that is not known.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # its message may repeat a password
+        raise UsageError(
+            f"{option}: the host is not one: expected postgresql://user@host:port/db, an IPv6 host as [::1]"
+        ) from None
     if parts.scheme not in ("postgresql", "postgres"):
         raise UsageError(
             f"{option}: expected postgresql://user@host:port/db or embedded:, got a URI of scheme "
@@ -203,9 +211,16 @@ def connect(
         if password:
             reason = reason.replace(password, "…")
         raise UnavailableError(
-            f"{where}: no connection as user {options['user']}: {reason}. "
-            f"Check that it runs, the URI, and the password in {' or '.join(names)}"
+            f"{where}: no connection as user {options['user']}: {reason.removesuffix('?')}; "
+            f"{_what_to_check(reason, names)}"
         ) from None
+
+
+def _what_to_check(reason: str, passwords: Collection[str]) -> str:
+    hint = refusal_hint(reason)
+    if hint is None:
+        return "check that it runs, and host and port in the URI"
+    return f"{hint}, in {' or '.join(passwords)}" if "password" in hint else hint
 
 
 @dataclasses.dataclass
@@ -304,4 +319,16 @@ def _explained(error: Exception) -> Exception:
 
 
 def _described(error: psycopg2.Error) -> str:
-    return f"PostgreSQL: {' '.join(str(error).split()) or type(error).__name__}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    denied = _DENIED.search(text) if isinstance(error, psycopg2.errors.InsufficientPrivilege) else None
+    return f"PostgreSQL: {text}{_grant(*denied.groups()) if denied else ''}"
+
+
+def _grant(kind: str, name: str) -> str:
+    """What the owner may say to mend it; PostgreSQL names neither the privilege nor a table's schema."""
+    if kind == "schema":
+        return f"; its owner may say: GRANT USAGE, CREATE ON SCHEMA {name} TO this user"
+    return (
+        f"; its owner may say: GRANT SELECT ON {name} TO this user, and to write, INSERT, UPDATE, DELETE too "
+        "(ON ALL TABLES IN SCHEMA beamrec for what is ours); loading and dropping releases is the owner's"
+    )

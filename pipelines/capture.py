@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-__all__ = ["log_to_file", "log_to_terminal", "own_stream", "silence_libraries", "stdout_to_stderr"]
+__all__ = [
+    "have_streams",
+    "log_to_file",
+    "log_to_terminal",
+    "own_stream",
+    "silence_libraries",
+    "stdout_to_stderr",
+]
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -22,6 +29,17 @@ def silence_libraries() -> None:
     """Sets the variables that TensorFlow, abseil and gRPC read when they are imported; never overrides."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def have_streams() -> None:
+    """Opens the null device for each standard stream that the caller closed (`>&-`).
+
+    The next file that is opened would get its number, and whatever writes to that number would write there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the lowest number that is free, which is that of the closed one.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 @contextlib.contextmanager
@@ -36,7 +54,7 @@ def own_stream(stream: TextIO) -> Iterator[TextIO]:
     try:
         yield copy
     finally:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # nobody reads it any more, or a full disk: the line that said so
             copy.close()
 
 

@@ -25,7 +25,7 @@ from beamrec.pipelines.arguments import VerbParser, flag_name
 from beamrec.pipelines.console import Console, default_home
 from beamrec.pipelines.failures import INTERRUPTED, explain
 from beamrec.pipelines.runs import start_run
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.version import __version__
 
 __all__ = ["entry", "main"]
@@ -86,6 +86,13 @@ def _refuse_secrets(argv: Sequence[str]) -> None:
             )
 
 
+def _refuse_what_is_no_text(argv: Sequence[str]) -> None:
+    """Bytes that are no UTF-8, and NUL out of a configuration file: no database and no JSON takes them."""
+    for word in argv:
+        if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UsageError(f"{word!a}: expected UTF-8 text without NUL")
+
+
 def _take_globals(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Separates the global flags, wherever they stand before a `--`, from the rest."""
     parser = VerbParser(prog="beamrec", add_help=False)
@@ -110,6 +117,7 @@ def _call(argv: Sequence[str]) -> _Call:
         commands.load(verb)
         own = config_file.expand(data, path, verb, own, commands.available(), _parser_of)
     _refuse_secrets(own)
+    _refuse_what_is_no_text(own)
     home = Path(found["home"]).absolute() if found.get("home") else default_home()
     return _Call(verb, tuple(own), home, bool(found.get("json")), bool(found.get("debug")))
 
@@ -191,10 +199,18 @@ def _run(argv: Sequence[str], json_wanted: bool, out: TextIO, err: TextIO) -> di
         console.close()
 
 
-def _print_json(result: dict[str, Any], seconds: float, out: TextIO) -> None:
+def _print_json(result: dict[str, Any], seconds: float, out: TextIO, err: TextIO) -> int:
+    """Prints the last line; returns the exit code, which tells too that it could not be printed."""
     values = {"ok": not result.get("exit_code"), "seconds": round(seconds, 3), **result}
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+    code = int(result.get("exit_code", 0))
+    try:
         print(json.dumps(values, ensure_ascii=False, default=str), file=out, flush=True)
+    except BrokenPipeError:
+        pass  # nobody reads it any more
+    except OSError as error:
+        print(f"beamrec: the answer cannot be written to standard output: {error.strerror}", file=err)
+        return code or UnavailableError.exit_code
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     started = time.monotonic()
     capture.silence_libraries()
+    capture.have_streams()
     if argv in ([], ["-h"], ["--help"]):
         print(_help())
         return 0 if argv else UsageError.exit_code
@@ -214,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with capture.stdout_to_stderr() if json_wanted else contextlib.nullcontext():
             result = _run(argv, json_wanted, out, err)
         if json_wanted:
-            _print_json(result, time.monotonic() - started, out)
+            return _print_json(result, time.monotonic() - started, out, err)
     return int(result.get("exit_code", 0))
 
 

@@ -3,11 +3,13 @@
 import argparse
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from beamrec.io.pgvector_gc import Collected, Keep
 from beamrec.pipelines.console import Console
+from beamrec.pipelines.disk_errors import explaining_disk
 from beamrec.pipelines.environment import default
 from beamrec.schemas.errors import UsageError
 
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retention",
         type=float,
         default=standard.retention.days,
-        help="releases named by recommendations as young as that stay [days]",
+        help="releases named in the serving tables by recommendations as young as that stay; output files "
+        "are not read: what only they name goes [days]",
     )
     add("--dry-run", action="store_true", help="only say what would be dropped")
     add(
@@ -90,9 +93,11 @@ def _folders(releases: Path, found: Collected) -> list[Path]:
 
 def _remove(folder: Path) -> None:
     """Removes a folder; under another name first, so that nobody finds half a release."""
-    if not folder.name.startswith(_STAGING):
-        folder = folder.rename(folder.with_name(f"{_STAGING}gone-{folder.name}"))
-    shutil.rmtree(folder)
+    with explaining_disk(folder, "removed"):
+        if not folder.name.startswith(_STAGING):
+            # A name of its own: a removal that was killed may have left the last one's there.
+            folder = folder.rename(folder.with_name(f"{_STAGING}gone-{folder.name}-{uuid.uuid4().hex[:8]}"))
+        shutil.rmtree(folder)
 
 
 def _say(found: Collected, folders: list[Path], dry_run: bool, console: Console) -> None:

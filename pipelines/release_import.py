@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beamrec.pipelines.console import Console
+from beamrec.pipelines.disk_errors import explaining_disk
 from beamrec.pipelines.environment import default
 from beamrec.schemas.errors import BeamrecError
 
@@ -96,9 +97,14 @@ def _made_in(releases: str, remote: bool) -> Iterator[Path]:
     from beamrec.model.release import local_folder
 
     if not remote:
-        yield local_folder(releases)
+        folder = local_folder(releases)
+        with explaining_disk(folder, "written"):
+            yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="beamrec-made-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="beamrec-made-") as temporary,
+        explaining_disk(Path(temporary), "written"),
+    ):
         yield Path(temporary)
 
 

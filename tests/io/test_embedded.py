@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from beamrec.io import embedded
-from beamrec.schemas.errors import UsageError
+from beamrec.schemas.errors import UnavailableError, UsageError
 
 START = "import sys; from beamrec.io.embedded import ensure_running; print(ensure_running(sys.argv[1]).pid)"
 
@@ -122,3 +122,14 @@ def test_uris_and_paths_are_checked(tmp_path: Path) -> None:
             embedded.folder_of(uri)
     with pytest.raises(UsageError, match="will not do"):
         embedded.ensure_running(tmp_path / 'quo"te')
+
+
+def test_a_suspended_server_is_told_at_once_and_stops_once_it_goes_on(folder: Path) -> None:
+    server = embedded.ensure_running(folder)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(UnavailableError, match=f"process {server.pid} is suspended.*kill -CONT"):
+            embedded.stop_server(folder)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert embedded.stop_server(folder)
