@@ -111,6 +111,7 @@ class _Reader(LedgerReader):
         self._places = Places(self._address, self._admin, self._store, self.log, source.owns, self._resume)
         self._partitions: dict[int, Partition] = {}
         self._adrift: dict[int, Partition] = {}
+        self._released: set[int] = set()
         self._ends = Question(self._address.where, self._ask_ends)
         self._next_ends = 0.0
         self._consumer = Consumer(self._settings())
@@ -218,6 +219,14 @@ class _Reader(LedgerReader):
             rows += len(messages)
             if len(messages) < _FETCH_MESSAGES:
                 break
+        self._release_finished()
+
+    def _release_finished(self) -> None:
+        """What lies beyond the end of a bounded read is not fetched."""
+        finished = {n for n, p in self._partitions.items() if p.finished} - self._released
+        if finished:
+            self._consumer.incremental_unassign([TopicPartition(self._address.topic, n) for n in finished])
+            self._released |= finished
 
     def _take(self, message: Message) -> None:
         number, error = message.partition(), message.error()

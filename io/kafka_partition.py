@@ -16,6 +16,8 @@ from beamrec.schemas.errors import BeamrecError
 
 __all__ = ["Partition", "Place", "Record", "next_offset", "place_of"]
 
+_QUIET_US = 60_000_000
+
 
 class Record(NamedTuple):
     """One record: where it ends, when the broker says that it came (microseconds, -1 unknown), its value."""
@@ -78,6 +80,7 @@ class Partition:
     limit: int | None = None
     front_us: int | None = None
     at_end: bool = False
+    _quiet_since_us: int | None = None
     _sealed: collections.deque[Part] = dataclasses.field(default_factory=collections.deque)
     _records: collections.deque[Record] = dataclasses.field(default_factory=collections.deque)
 
@@ -132,13 +135,28 @@ class Partition:
             self._records.pop()
 
     def new_part(self, now_us: int) -> Part | None:
-        """What has come beyond the last sealed part, as a part to seal."""
+        """What has come beyond the last sealed part, as a part to seal.
+
+        After a quiet minute also the bare place that was reached, if it lies beyond the last record (the
+        marker of a transaction): else, when all before it has expired, something would seem to be lost.
+        """
         if not self._records or self._records[-1].position <= self.sealed_to:
-            return None
+            return self._reached_part(now_us)
+        self._quiet_since_us = None
         count = sum(record.position > self.sealed_to for record in self._records)
         place = Place(self.topic_id, self.next_new)
         last = self._records[-1].position
         return Part(self.source, self.sealed_to, last, count, now_us, str(place))
+
+    def _reached_part(self, now_us: int) -> Part | None:
+        if not self.at_end or self._sealed or self.reached <= self.next_new:
+            self._quiet_since_us = None
+            return None
+        self._quiet_since_us = self._quiet_since_us or now_us
+        if now_us - self._quiet_since_us < _QUIET_US:
+            return None
+        place = Place(self.topic_id, self.reached)
+        return Part(self.source, self.sealed_to, self.sealed_to, 0, now_us, str(place))
 
     def add_sealed(self, part: Part) -> None:
         """A part that holds, perhaps another reader's that has seen less or more."""

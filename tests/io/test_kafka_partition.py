@@ -1,5 +1,7 @@
 """What is sealed of a partition, what is handed out, and in which intervals, whatever comes when."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +122,20 @@ def test_time_passes_at_an_end_only_when_nothing_sealed_is_owed():
     partition.see_end(2, NOW)
     partition.see_end(2, NOW - 1)
     assert (partition.at_end, partition.front_us) == (True, NOW)
+
+
+def test_a_place_beyond_the_last_record_is_sealed_after_a_quiet_minute():
+    """The marker of a transaction: when it has expired with all before it, nothing was lost."""
+    partition = Partition.resume([part(0, 5, 5, 0)], resume=5)
+    partition.reached = 6
+    partition.see_end(6, NOW)
+    assert [partition.new_part(seconds * 1_000_000) for seconds in (100, 159)] == [None, None]
+    place = partition.new_part(160_000_000)
+    assert place == dataclasses.replace(part(5, 5, 0, 6), arrival_us=160_000_000)
+    partition.add_sealed(place)
+    assert handed_out(partition) == [(5, [])]
+    assert partition.new_part(300_000_000) is None
+    assert Partition.resume([part(0, 5, 5, 0), place], resume=5).base == 6
 
 
 def test_a_ledger_without_places_is_an_error_that_says_so():

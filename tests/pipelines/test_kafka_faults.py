@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from beamrec.io.ledger import account, missing_segments
 from beamrec.io.store import LocalStore
@@ -32,15 +33,28 @@ class Clicks(threading.Thread):
         self.sent = 0
 
     def run(self) -> None:
-        # Idempotent: a producer's own retry would be a duplicate, which is another test's business.
-        producer = self._kafka.producer(enable_idempotence="true", message_timeout_ms="0")
+        producer = self._kafka.producer(
+            # Idempotent: a producer's own retry would be a duplicate, which is another test's business.
+            enable_idempotence="true",
+            message_timeout_ms="0",
+            topic_metadata_refresh_interval_ms="500",
+        )
         while self.sent < RECORDS:
             for _ in range(A_SECOND // 20):
-                partition = self._random.randrange(self.partitions)
-                producer.produce(self._topic, self._event(), partition=partition)
-                self.sent += 1
+                self._send(producer)
             producer.poll(0.05)
-        assert producer.flush(120) == 0
+        assert producer.flush(300) == 0
+
+    def _send(self, producer: Any) -> None:
+        try:
+            partition = self._random.randrange(self.partitions)
+            producer.produce(self._topic, self._event(), partition=partition)
+        except KafkaException as error:
+            # A partition that was just added, which the client has not heard of.
+            if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                raise
+        else:
+            self.sent += 1
 
     def _event(self) -> bytes:
         event = {
@@ -67,7 +81,7 @@ def test_killed_jobs_and_brokers_and_new_partitions_lose_and_double_nothing(
     seen = 0
     for kill in range(KILLS):
         job.start()
-        job.wait_for(seen + 1)
+        job.wait_for(seen + 1, timeout=300)
         kafka.add_partitions(topic, 3 + 2 * (kill + 1))
         clicks.partitions = 3 + 2 * (kill + 1)
         time.sleep(draw.uniform(0, 4))

@@ -25,10 +25,18 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    NewPartitions,
+    NewTopic,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 _POM = Path(__file__).parent / "kafka" / "pom.xml"
 _START_SECONDS = 120
+_PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (each character once broke some URL or encoding)
 
 
 def _jars() -> Path:
@@ -58,11 +66,13 @@ class KafkaBroker:
       folder: of its data and log.
       port: of the listener for clients.
       settings: further lines of its configuration.
+      secure_port: of a listener with TLS and logins, if it has one.
     """
 
     folder: Path
     port: int
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secure_port: int | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -74,6 +84,11 @@ class KafkaBroker:
         """What `--input` takes."""
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"kafka://{self.address}/{topic}" + (f"?{query}" if query else "")
+
+    def secure_uri(self, topic: str, user: str, **options: str) -> str:
+        """What `--input` takes, by the listener with TLS and logins."""
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"kafka://{user}@localhost:{self.secure_port}/{topic}?{query}"
 
     def start(self) -> None:
         """Starts the broker and waits until it answers; data that is there is kept."""
@@ -190,13 +205,14 @@ class KafkaBroker:
 
     def _format(self) -> None:
         controller = _free_port()
+        secure = f",SECURE://localhost:{self.secure_port}" if self.secure_port else ""
         lines = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@localhost:{controller}",
-            "listeners": f"PLAINTEXT://localhost:{self.port},CONTROLLER://localhost:{controller}",
-            "advertised.listeners": f"PLAINTEXT://localhost:{self.port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"PLAINTEXT://localhost:{self.port},CONTROLLER://localhost:{controller}{secure}",
+            "advertised.listeners": f"PLAINTEXT://localhost:{self.port}{secure}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": str(self.folder / "data"),
@@ -251,6 +267,37 @@ def kafka(kafka_server: KafkaBroker) -> KafkaBroker:
     if kafka_server.process is None:
         kafka_server.start()
     return kafka_server
+
+
+@pytest.fixture(scope="session")
+def secure_kafka(
+    tmp_path_factory: pytest.TempPathFactory, certificates: Path
+) -> Iterator[tuple[KafkaBroker, str, Path]]:
+    """A second broker with TLS and logins: its password of `shop`, and its authority's certificate.
+
+    `shop` may log in by PLAIN, `scram` by SCRAM-SHA-512.
+    """
+    folder = tmp_path_factory.mktemp("kafka-secure")
+    pair = folder / "pair.pem"
+    pair.write_bytes((certificates / "key.pem").read_bytes() + (certificates / "cert.pem").read_bytes())
+    login = f'required user_shop="{_PASSWORD}";'.encode("unicode_escape").decode()
+    packages = "org.apache.kafka.common.security"
+    settings = {
+        "listener.name.secure.ssl.keystore.type": "PEM",
+        "listener.name.secure.ssl.keystore.location": str(pair),
+        "listener.name.secure.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+        "listener.name.secure.plain.sasl.jaas.config": f"{packages}.plain.PlainLoginModule {login}",
+        "listener.name.secure.scram-sha-512.sasl.jaas.config": f"{packages}.scram.ScramLoginModule required;",
+    }
+    broker = KafkaBroker(folder, _free_port(), settings, secure_port=_free_port())
+    broker.start()
+    try:
+        mechanism = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        new = UserScramCredentialUpsertion("scram", mechanism, _PASSWORD.encode())
+        broker.admin.alter_user_scram_credentials([new])["scram"].result(30)
+        yield broker, _PASSWORD, certificates / "ca.pem"
+    finally:
+        broker.kill()
 
 
 def _free_port() -> int:

@@ -1,0 +1,116 @@
+"""The Kafka source on a real broker that expires records, loses topics, or is away: never a silent gap."""
+
+import time
+from typing import Any
+
+import pytest
+from apache_beam.utils.timestamp import MAX_TIMESTAMP
+
+from beamrec.io import kafka_requests
+from beamrec.io.ledger import account
+from beamrec.schemas.errors import BeamrecError
+
+Rows = list[dict[str, Any]]
+
+
+def payloads(rows: Rows) -> list[bytes]:
+    return [row["payload"] for row in rows]
+
+
+def numbers(count: int, first: int = 0) -> list[bytes]:
+    return [b"%d" % i for i in range(first, first + count)]
+
+
+def place(row: dict[str, Any]) -> tuple[int, int]:
+    return row["after"], row["position"]
+
+
+def test_records_that_expired_before_they_were_read_are_an_error(kafka_job, kafka):
+    topic = kafka.create_topic()
+    kafka.send(topic, numbers(3))
+    kafka_job.fate(kafka_job.all_of(kafka_job.reader(kafka.uri(topic))))
+    kafka.send(topic, numbers(5, 3))
+    kafka.delete_records(topic, 0, before=6)
+    with pytest.raises(BeamrecError, match=r"offsets 3 to 5 are gone before they were read .* add lost=skip"):
+        kafka_job.all_of(kafka_job.reader(kafka.uri(topic)))
+    rows = kafka_job.all_of(kafka_job.reader(kafka.uri(topic, lost="skip")))
+    assert payloads(rows) == [b"6", b"7"]
+    assert [place(row) for row in rows] == [(3, 7), (7, 8)]
+    assert kafka_job.all_of(kafka_job.reader(kafka.uri(topic))) == rows
+    kafka_job.fate(rows)
+    assert account(kafka_job.store).reconciled
+
+
+def test_records_that_expired_before_they_had_a_fate_are_an_error(kafka_job, kafka):
+    topic = kafka.create_topic()
+    kafka.send(topic, numbers(5))
+    kafka_job.fate(kafka_job.all_of(kafka_job.reader(kafka.uri(topic)))[:2])
+    kafka.delete_records(topic, 0, before=2)
+    rows = kafka_job.all_of(kafka_job.reader(kafka.uri(topic)))
+    assert payloads(rows) == numbers(3, 2), "what has a fate is not needed again"
+    kafka.delete_records(topic, 0, before=4)
+    with pytest.raises(BeamrecError, match=r"offsets 2 to 3 are gone .* counted and have no fate"):
+        kafka_job.all_of(kafka_job.reader(kafka.uri(topic, lost="skip")))
+
+
+@pytest.mark.parametrize("lost", ["error", "skip"])
+def test_records_that_expire_while_they_are_read_are_an_error_or_counted(kafka_job, kafka, lost):
+    topic = kafka.create_topic()
+    reader = kafka_job.reader(kafka.uri(topic, lost=lost))
+    assert kafka_job.all_of(reader) == []
+    # More than the client fetches ahead of us.
+    kafka.send(topic, [b"x" * 900_000] * 40)
+    kafka.delete_records(topic, 0, before=40)
+    kafka.send(topic, [b"last"])
+    if lost == "error":
+        with pytest.raises(BeamrecError, match="are gone before they were read"):
+            kafka_job.all_of(reader)
+        return
+    rows = kafka_job.all_of(reader)
+    assert payloads(rows)[-1] == b"last"
+    assert len(rows) < 41
+    kafka_job.fate(rows)
+    assert account(kafka_job.store).reconciled
+
+
+def test_a_topic_that_was_made_again_is_an_error(kafka_job, kafka):
+    topic = kafka.create_topic()
+    kafka.send(topic, numbers(3))
+    reader = kafka_job.reader(kafka.uri(topic))
+    kafka_job.fate(kafka_job.all_of(reader))
+    kafka.delete_topic(topic)
+    kafka.make_topic(topic)
+    kafka.send(topic, numbers(9))
+    for each in (reader, kafka_job.reader(kafka.uri(topic))):
+        with pytest.raises(BeamrecError, match="the topic was deleted and made again, or this is another"):
+            kafka_job.read(each, lambda _: False)
+
+
+def test_a_topic_that_is_gone_is_an_error_in_the_end(kafka_job, kafka, monkeypatch):
+    monkeypatch.setattr(kafka_requests, "_GONE_SECONDS", 2.0)
+    topic = kafka.create_topic()
+    reader = kafka_job.reader(kafka.uri(topic))
+    assert kafka_job.all_of(reader) == []
+    kafka.delete_topic(topic)
+    with pytest.raises(BeamrecError, match="the topic was deleted"):
+        kafka_job.read(reader, lambda _: False)
+
+
+def test_a_broker_that_is_away_is_waited_for(kafka_job, kafka):
+    """Neither an error, nor the end of an idle source, nor time that passes."""
+    topic = kafka.create_topic()
+    kafka.send(topic, numbers(3))
+    reader = kafka_job.reader(kafka.uri(topic), stop_when_idle_seconds=7, max_delay_seconds=0)
+    rows = kafka_job.all_of(reader)
+    kafka.kill()
+    down_since = time.time()
+    away = kafka_job.read(reader, lambda _: time.time() > down_since + 10)
+    assert away == []
+    assert float(reader.get_watermark()) < down_since + 0.5
+    kafka.start()
+    kafka.send(topic, numbers(3, 3))
+    rows += kafka_job.read(reader, lambda rows: len(rows) >= 3)
+    assert payloads(rows) == numbers(6)
+    kafka_job.read(reader, lambda _: reader.get_watermark() == MAX_TIMESTAMP)
+    kafka_job.fate(rows)
+    assert account(kafka_job.store).reconciled
