@@ -1,16 +1,19 @@
 """`beamrec release upsert`: products that came after a release, into its catalogue."""
 
 import argparse
+import csv
 import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv
+from pyarrow import csv as arrow_csv
 
+from beamrec.model.embeddings import EMBEDDINGS_HEADER
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.schemas.embeddings import KeyType
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.shop import Shop, load_shop
 
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
     from beamrec.schemas.releases import ActiveRelease
 
 __all__ = ["add_arguments", "run"]
-
-_VECTOR_COLUMNS = ["id", "embedding"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +51,9 @@ def run(values: argparse.Namespace, store_uri: str, console: Console) -> dict[st
         raise UsageError("--items or --source is missing: which products?")
     store, shop = ReleaseStore(store_uri), load_shop(values.shop)
     target = _target(store, values.release)
-    if values.items and _header(Path(values.items)) == _VECTOR_COLUMNS:
-        ids, vectors, skipped = *_given_vectors(Path(values.items), target), 0
+    if values.items and _holds_vectors(Path(values.items)):
+        key_type = store.show(target.id)["manifest"]["item_key_type"]
+        ids, vectors, skipped = *_given_vectors(Path(values.items), target, key_type), 0
         rows = len(ids)
     else:
         batch, skipped = _products(values, shop)
@@ -88,17 +90,29 @@ def _target(store: "ReleaseStore", release_id: str | None) -> "ActiveRelease":
 
 
 def _header(path: Path) -> list[str]:
+    """The names in the first row, as they are written there."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            return file.readline().strip().split(",")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--items {path}: cannot be read: {error}") from None
 
 
-def _given_vectors(path: Path, target: "ActiveRelease") -> tuple[list[str], np.ndarray]:
-    from beamrec.model.release import read_embeddings
+def _holds_vectors(path: Path) -> bool:
+    return {name.strip().lower() for name in _header(path)} >= set(EMBEDDINGS_HEADER)
 
-    return read_embeddings(path, target.dim)
+
+def _given_vectors(path: Path, target: "ActiveRelease", key_type: KeyType) -> tuple[list[str], np.ndarray]:
+    """Ids and vectors [rows, dim], in the spellings that an import takes too."""
+    from beamrec.model.foreign_embeddings import read_foreign_embeddings
+
+    ids, vectors = read_foreign_embeddings(path, key_type)
+    if ids and vectors.shape[1] != target.dim:
+        raise BadDataError(
+            f"--items {path}: expected vectors of {target.dim} numbers, as release {target.id} has them; "
+            f"got {vectors.shape[1]}"
+        )
+    return ids, vectors
 
 
 def _products(values: argparse.Namespace, shop: Shop) -> tuple[pa.RecordBatch, int]:
@@ -128,7 +142,7 @@ def _csv_products(path: Path, shop: Shop) -> pa.RecordBatch:
             f"{missing[0]} is missing"
         )
     columns = [spelled[column.lower()] for column in wanted]
-    options = csv.ConvertOptions(
+    options = arrow_csv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()),
         include_columns=columns,
         null_values=[""],
@@ -136,8 +150,8 @@ def _csv_products(path: Path, shop: Shop) -> pa.RecordBatch:
         quoted_strings_can_be_null=False,
     )
     try:
-        table = csv.read_csv(
-            path, convert_options=options, parse_options=csv.ParseOptions(newlines_in_values=True)
+        table = arrow_csv.read_csv(
+            path, convert_options=options, parse_options=arrow_csv.ParseOptions(newlines_in_values=True)
         )
     except pa.ArrowInvalid as error:
         raise BadDataError(f"--items {path}: {error}") from None

@@ -14,10 +14,12 @@ import pytest
 
 from beamrec.io import embedded
 from beamrec.io.pgvector import ReleaseStore
+from beamrec.io.pgvector_gc import Keep
 from beamrec.model.release import ITEM_EMBEDDINGS, read_embeddings
 from beamrec.pipelines.commands import release, train
 from beamrec.pipelines.console import Console
 from beamrec.schemas.errors import BadDataError, UsageError
+from beamrec.schemas.releases import ReleaseContents, ReleaseManifest
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +107,11 @@ def test_vectors_may_be_given(home: Path, tmp_path: Path) -> None:
     path.write_text('id,embedding\nGIVEN,"[1,0,0,0,0,0,0,0]"\n')
     assert release.run(["upsert", "--items", str(path)], quiet(home))["added"] == 1
     path.write_text('id,embedding\nGIVEN,"[1,0,0]"\n')
-    with pytest.raises(BadDataError, match="expected 8 numbers, got 3"):
+    with pytest.raises(BadDataError, match=r"expected vectors of 8 numbers, as release .* got 3"):
         release.run(["upsert", "--items", str(path)], quiet(home))
+    path.write_text('\ufeff"Name","id","Embedding"\nx,GIVEN,"[0 1 0 0 0 0 0 0]"\n')
+    done = release.run(["upsert", "--items", str(path)], quiet(home))
+    assert (done["added"], done["changed"]) == (0, 1), "in the spellings that an import takes"
     path.write_text("productCode,nonsense\nX,1\n")
     with pytest.raises(UsageError, match=r"is missing"):
         release.run(["upsert", "--items", str(path)], quiet(home))
@@ -142,3 +147,80 @@ def test_gc_removes_folders_only_when_asked(home: Path) -> None:
     assert (home / "releases" / ids[0]).is_dir()
     assert not stale.exists()
     assert fresh.exists()
+
+
+def made_up(release_id: str) -> ReleaseContents:
+    """A release of two items, by hand."""
+    manifest = ReleaseManifest(
+        id=release_id, created_at="2026-11-22T12:00:00Z", code_version="0", shop="test", user_key_type="int",
+        item_key_type="int", dim=2, items=2, users=0, files=(),
+    )  # fmt: skip
+    vectors = np.eye(2, dtype=np.float32)
+    return ReleaseContents(
+        manifest, "/f", "0" * 64, ("1", "2"), vectors, (), np.empty((0, 2), np.float32), ("1",)
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[tuple[ReleaseStore, Path]]:
+    """A store with the releases `a` and `b`, and a home with their folders."""
+    store = ReleaseStore(embedded.embedded_uri(tmp_path))
+    for release_id in "ab":
+        store.load(made_up(release_id))
+        (tmp_path / "releases" / release_id).mkdir(parents=True)
+    yield store, tmp_path
+    store.close()
+    embedded.stop_server(tmp_path / "pg")
+
+
+def test_gc_checks_its_options_before_it_drops_anything(small: tuple[ReleaseStore, Path]) -> None:
+    store, home = small
+    for options, message in (
+        (["--folders", "--releases", "s3://bucket/releases"], "--folders: s3://bucket/releases is an object"),
+        (["--retention", "nan"], "--retention: expected 0 to 36,500 days, got nan"),
+        (["--retention", "1e12"], "--retention: expected 0 to 36,500 days"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            release.run(["gc", "--keep", "1", *options], quiet(home))
+    assert [entry["id"] for entry in store.releases()] == ["b", "a"]
+
+
+def test_folders_of_releases_that_an_earlier_gc_dropped_are_removed_by_the_next(
+    small: tuple[ReleaseStore, Path],
+) -> None:
+    """As after one that was killed between the store and the folders; what is loaded again stays."""
+    store, home = small
+    assert store.collect(Keep(1)).dropped == ("a",)
+    (home / "releases" / "never loaded").mkdir()
+    planned = release.run(["gc", "--folders", "--dry-run"], quiet(home))
+    assert planned["folders"] == [str(home / "releases" / "a")]
+    store.load(made_up("a"))
+    assert release.run(["gc", "--folders"], quiet(home))["folders"] == []
+    assert store.collect(Keep(1)).dropped == ("b",)
+    done = release.run(["gc", "--folders"], quiet(home))
+    assert (done["dropped"], done["folders"]) == ([], [str(home / "releases" / "b")])
+    assert sorted(path.name for path in (home / "releases").iterdir()) == ["a", "never loaded"]
+
+
+def test_vectors_of_integer_keys_are_given_by_integers(
+    small: tuple[ReleaseStore, Path], tmp_path: Path
+) -> None:
+    store, home = small
+    path = tmp_path / "vectors.csv"
+    path.write_text('id,embedding\n007,"[1,0]"\n')
+    done = release.run(["upsert", "--release", "b", "--items", str(path)], quiet(home))
+    assert done["added"] == 1
+    assert store.unknown_items("b", ["7", "007"]) == ["007"]
+    path.write_text('id,embedding\n99999999999999999999,"[1,0]"\n')
+    with pytest.raises(BadDataError, match=r"vectors\.csv:2: expected an integer id"):
+        release.run(["upsert", "--release", "b", "--items", str(path)], quiet(home))
+
+
+def test_a_store_without_tables_says_that_a_release_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "vectors.csv").write_text('id,embedding\n1,"[1,0]"\n')
+    try:
+        for action in (["report", "x"], ["upsert", "--release", "x", "--items", f"{tmp_path}/vectors.csv"]):
+            with pytest.raises(UsageError, match="release x is not loaded"):
+                release.run(action, quiet(tmp_path))
+    finally:
+        embedded.stop_server(tmp_path / "pg")
