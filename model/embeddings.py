@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from beamrec.schemas.embeddings import UNIT_TOLERANCE, KeyType, wrong_id
+from beamrec.schemas.embeddings import UNIT_TOLERANCE, KeyType, expected_length, wrong_id, wrong_lengths
 from beamrec.schemas.errors import BadDataError
 
 __all__ = [
     "EMBEDDINGS_HEADER",
     "UNIT_TOLERANCE",
     "KeyType",
+    "check_lengths",
     "length_range",
     "line_of_row",
     "read_embeddings",
@@ -280,6 +281,34 @@ def line_of_row(path: Path, row: int) -> int:
             passed += 1
     with path.open("rb") as file:
         return 1 + sum(1 for _ in file)
+
+
+def check_lengths(
+    path: Path,
+    lengths: np.ndarray,
+    normalized: bool,
+    operator: str,
+    line_of: Callable[[Path, int], int] = line_of_row,
+) -> None:
+    """Checks that a release may hold the vectors of a file.
+
+    Args:
+      path: the file, for the message.
+      lengths: of its vectors, [rows] float64.
+      normalized: whether the release says that every vector has length one.
+      operator: of the release's distance.
+      line_of: the line of a row of the file.
+
+    Raises:
+      BadDataError: with file and line, a vector has another length than it must have.
+    """
+    wrong = wrong_lengths(lengths, normalized, operator)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise BadDataError(
+            f"{path}:{line_of(path, row)}: expected a vector of {expected_length(normalized, operator)}, "
+            f"got length {lengths[row]:.6g}"
+        )
 
 
 def read_popularity(path: Path) -> list[str]:

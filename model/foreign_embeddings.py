@@ -6,6 +6,7 @@ NumPy prints them), in braces (as PostgreSQL prints arrays) or not quoted, and i
 """
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from beamrec.model.embeddings import EMBEDDINGS_HEADER, KeyType, read_embeddings
 from beamrec.schemas.errors import BadDataError
 from beamrec.schemas.integer_ids import canonical_id
 
-__all__ = ["read_foreign_embeddings"]
+__all__ = ["line_of_foreign_row", "read_foreign_embeddings"]
 
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
@@ -37,6 +38,11 @@ def read_foreign_embeddings(path: Path, key_type: KeyType) -> tuple[list[str], n
         return read_embeddings(path, dim, key_type=key_type)
     except BadDataError:
         return _read_tolerantly(path, dim, key_type)
+
+
+def line_of_foreign_row(path: Path, row: int) -> int:
+    """The line where a row of vectors begins, from 0; for messages."""
+    return next(itertools.islice(_rows(path), row, None))[0]
 
 
 def _read_tolerantly(path: Path, dim: int, key_type: KeyType) -> tuple[list[str], np.ndarray]:

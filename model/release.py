@@ -21,8 +21,8 @@ import orjson
 from beamrec.model.embeddings import (
     UNIT_TOLERANCE,
     KeyType,
+    check_lengths,
     length_range,
-    line_of_row,
     read_embeddings,
     read_popularity,
     vector_lengths,
@@ -88,7 +88,9 @@ def staged_release(releases: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tuple[ReleaseManifest, Path]:
+def publish_release(
+    staging: Path, releases: Path, values: dict[str, Any], verify: bool = False
+) -> tuple[ReleaseManifest, Path]:
     """Names a staged release by its time and content, writes its manifest and moves it in place.
 
     Args:
@@ -96,6 +98,7 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
       releases: folder that gets the release.
       values: fields of `ReleaseManifest` but `id`, `created_at`, `code_version` and `files`; `item_norms` and
         `user_norms` are measured where they are not among them.
+      verify: whether all of it is read first as a load will read it.
 
     Returns:
       The manifest and the release's folder. Where the same release was published within this minute they are
@@ -103,22 +106,16 @@ def publish_release(staging: Path, releases: Path, values: dict[str, Any]) -> tu
 
     Raises:
       UsageError: within this minute one of the same files and other values was published.
-      BadDataError: the staged vectors are not usable.
+      BadDataError: what is staged cannot be a release.
     """
-    now = datetime.now(UTC)
-    files = tuple(
-        ReleaseFile(path, size, checksum)
-        for path, size, checksum in sorted(_describe(staging / p, p) for p in _list_files(staging))
-    )
-    content = hashlib.sha256(orjson.dumps([[f.path, f.sha256] for f in files])).hexdigest()
-    manifest = ReleaseManifest(
-        id=f"{now:%Y%m%dT%H%M}-{content[:8]}",
-        created_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-        code_version=__version__,
-        files=files,
-        **{**_measured(staging, values), **values},
-    )
+    try:
+        manifest = _describe_release(staging, values)
+    except ValueError as error:
+        raise BadDataError(f"release {staging}: {error}") from None
     (staging / MANIFEST).write_bytes(manifest.to_json())
+    if verify:
+        _verify(staging, manifest)
+        _read_contents(staging, manifest, "")
     for path in (*_list_files(staging), MANIFEST):
         _sync(staging / path)
     folder = releases / manifest.id
@@ -142,6 +139,22 @@ def _standing(folder: Path, made: ReleaseManifest) -> ReleaseManifest:
             "again in a minute"
         )
     return standing
+
+
+def _describe_release(staging: Path, values: dict[str, Any]) -> ReleaseManifest:
+    now = datetime.now(UTC)
+    files = tuple(
+        ReleaseFile(path, size, checksum)
+        for path, size, checksum in sorted(_describe(staging / p, p) for p in _list_files(staging))
+    )
+    content = hashlib.sha256(orjson.dumps([[f.path, f.sha256] for f in files])).hexdigest()
+    return ReleaseManifest(
+        id=f"{now:%Y%m%dT%H%M}-{content[:8]}",
+        created_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        code_version=__version__,
+        files=files,
+        **{**_measured(staging, values), **values},
+    )
 
 
 def _measured(staging: Path, values: dict[str, Any]) -> dict[str, tuple[float, float] | None]:
@@ -177,6 +190,13 @@ def verify_release(folder: Path, checksum: str | None = None) -> ReleaseManifest
         does more than compute, or is not what the manifest says; or the manifest is wrong.
     """
     manifest = _read_manifest(folder, checksum)
+    if manifest.id != folder.name:
+        raise BadDataError(f"release {folder}: the manifest says that its id is {manifest.id}")
+    _verify(folder, manifest)
+    return manifest
+
+
+def _verify(folder: Path, manifest: ReleaseManifest) -> None:
     listed = {file.path: file for file in manifest.files}
     present = set(_list_files(folder)) - {MANIFEST}
     for name in sorted(present | set(listed)):
@@ -194,7 +214,6 @@ def verify_release(folder: Path, checksum: str | None = None) -> ReleaseManifest
         if name not in listed:
             raise BadDataError(f"release {folder}: {name} is missing from the manifest")
     _check_models(folder, manifest)
-    return manifest
 
 
 def _check_file(folder: Path, file: ReleaseFile) -> None:
@@ -247,8 +266,6 @@ def _read_manifest(folder: Path, checksum: str | None) -> ReleaseManifest:
         manifest = ReleaseManifest.from_json(data)
     except ValueError as error:
         raise BadDataError(f"release {folder}: {error}") from None
-    if manifest.id != folder.name:
-        raise BadDataError(f"release {folder}: the manifest says that its id is {manifest.id}")
     return manifest
 
 
@@ -297,7 +314,10 @@ def read_release(folder: Path, uri: str = "") -> ReleaseContents:
       UsageError: there is no such release.
       BadDataError: the folder is not what its manifest says, or its vectors or ids are not usable.
     """
-    manifest = verify_release(folder)
+    return _read_contents(folder, verify_release(folder), uri or str(folder))
+
+
+def _read_contents(folder: Path, manifest: ReleaseManifest, uri: str) -> ReleaseContents:
     items, item_vectors = _read_side(
         folder / ITEM_EMBEDDINGS, manifest, manifest.items, manifest.item_key_type, manifest.item_norms
     )
@@ -316,7 +336,7 @@ def read_release(folder: Path, uri: str = "") -> ReleaseContents:
     try:
         return ReleaseContents(
             manifest,
-            uri or str(folder),
+            uri,
             hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
             tuple(items),
             item_vectors,
@@ -340,17 +360,7 @@ def _check_norms(
     path: Path, vectors: np.ndarray, manifest: ReleaseManifest, noted: tuple[float, float] | None
 ) -> None:
     lengths = vector_lengths(vectors)
-    wrong = (
-        np.abs(lengths - 1) > UNIT_TOLERANCE if manifest.normalized else lengths > np.finfo(np.float32).max
-    )
-    if manifest.distance == "<=>":
-        wrong |= lengths == 0
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        expected = "length one, as the manifest says" if manifest.normalized else "a finite length above 0"
-        raise BadDataError(
-            f"{path}:{line_of_row(path, row)}: expected a vector of {expected}, got length {lengths[row]:.6g}"
-        )
+    check_lengths(path, lengths, manifest.normalized, manifest.distance)
     found = length_range(lengths)
     if noted is not None and (found is None or not np.allclose(found, noted, rtol=UNIT_TOLERANCE, atol=0)):
         raise BadDataError(f"{path}: expected vectors of lengths {noted}, as the manifest says; got {found}")

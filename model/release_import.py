@@ -14,12 +14,13 @@ import numpy as np
 
 from beamrec.model.embeddings import (
     UNIT_TOLERANCE,
+    check_lengths,
     length_range,
     vector_lengths,
     write_embeddings,
     write_popularity,
 )
-from beamrec.model.foreign_embeddings import read_foreign_embeddings
+from beamrec.model.foreign_embeddings import line_of_foreign_row, read_foreign_embeddings
 from beamrec.model.preprocessing import FeatureSpec
 from beamrec.model.release import (
     ITEM_EMBEDDINGS,
@@ -32,7 +33,7 @@ from beamrec.model.release import (
 )
 from beamrec.model.saved_models import SAVED_MODEL, check_tower, is_saved_model_file
 from beamrec.schemas.errors import BadDataError, UsageError
-from beamrec.schemas.releases import ReleaseManifest
+from beamrec.schemas.releases import MAX_DIM, ReleaseManifest
 from beamrec.schemas.shop import Shop
 
 __all__ = ["ImportOptions", "ImportedRelease", "import_release", "is_imported"]
@@ -75,6 +76,7 @@ class ImportedRelease:
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
+    path: Path
     ids: list[str]
     vectors: np.ndarray
     lengths: np.ndarray
@@ -84,8 +86,12 @@ def is_imported(path: str, towers: bool = True) -> bool:
     """Whether an import opens the file of a path inside the foreign folder."""
     if path in (ITEM_EMBEDDINGS, USER_EMBEDDINGS):
         return True
-    tower = next((tower for tower in _TOWERS if path.startswith(f"{tower}/")), None)
+    tower = _tower_of(path)
     return towers and tower is not None and is_saved_model_file(path[len(tower) + 1 :])
+
+
+def _tower_of(path: str) -> str | None:
+    return next((tower for tower in _TOWERS if path.startswith(f"{tower}/")), None)
 
 
 def import_release(
@@ -136,8 +142,13 @@ def import_release(
             users.vectors if users else items.vectors[:0],
         )
         write_popularity(staging / POPULARITY, list(popular), list(popular.values()))
-        _copy_towers(source, staging, taken, values)
-        manifest, folder = publish_release(staging, releases, values)
+        _copy_towers(source, staging, taken)
+        try:
+            _check_towers(staging, values)
+            manifest, folder = publish_release(staging, releases, values, verify=True)
+        except BadDataError as error:
+            # The user knows the source, not our copy of it.
+            raise BadDataError(str(error).replace(str(staging), str(source))) from None
         is_new = not staging.exists()
     return ImportedRelease(folder, manifest, (*warnings, *_warnings(manifest)), is_new)
 
@@ -154,14 +165,19 @@ def _files(source: Path) -> Iterator[tuple[str, bool]]:
 def _incomplete_towers(taken: set[str]) -> set[str]:
     """Files of folders that are called as a tower and are no SavedModel."""
     missing = [tower for tower in _TOWERS if f"{tower}/{SAVED_MODEL}" not in taken]
-    return {path for path in taken if any(path.startswith(f"{tower}/") for tower in missing)}
+    return {path for path in taken if _tower_of(path) in missing}
 
 
 def _read_side(path: Path, key_type: Any) -> _Side:
     ids, vectors = read_foreign_embeddings(path, key_type)
     if not ids:
         raise BadDataError(f"{path}: expected rows of id and embedding, got none")
-    return _Side(ids, vectors, vector_lengths(vectors))
+    if vectors.shape[1] > MAX_DIM:
+        raise BadDataError(
+            f"{path}: expected vectors of at most {MAX_DIM} numbers, which is what pgvector's indexes take; "
+            f"got {vectors.shape[1]}: make shorter ones, such as their first principal components"
+        )
+    return _Side(path, ids, vectors, vector_lengths(vectors))
 
 
 def _manifest_values(
@@ -174,6 +190,9 @@ def _manifest_values(
             f"{users.vectors.shape[1]}"
         )
     sides = [items, users] if users is not None else [items]
+    normalized = all(bool((np.abs(side.lengths - 1) <= UNIT_TOLERANCE).all()) for side in sides)
+    for side in sides:
+        check_lengths(side.path, side.lengths, normalized, options.distance, line_of_foreign_row)
     spec = FeatureSpec.from_shop(shop)
     has = {tower: f"{tower}/{SAVED_MODEL}" in taken for tower in _TOWERS}
     return {
@@ -184,7 +203,7 @@ def _manifest_values(
         "items": len(items.ids),
         "users": len(users.ids) if users is not None else 0,
         "distance": options.distance,
-        "normalized": all(bool((np.abs(side.lengths - 1) <= UNIT_TOLERANCE).all()) for side in sides),
+        "normalized": normalized,
         "item_norms": length_range(items.lengths),
         "user_norms": length_range(users.lengths) if users is not None else None,
         "origin": "import",
@@ -208,19 +227,19 @@ def _popular(
     return popular, (f"{strangers:,} rated products are not among the items",) if strangers else ()
 
 
-def _copy_towers(source: Path, staging: Path, taken: set[str], values: dict[str, Any]) -> None:
-    for path in sorted(taken - {ITEM_EMBEDDINGS, USER_EMBEDDINGS}):
+def _copy_towers(source: Path, staging: Path, taken: set[str]) -> None:
+    for path in sorted(path for path in taken if _tower_of(path)):
         (staging / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, staging / path)
+
+
+def _check_towers(staging: Path, values: dict[str, Any]) -> None:
     for tower, side in ((USER_TOWER, "user"), (ITEM_TOWER, "item")):
         if values[f"has_{side}_tower"]:
             try:
                 check_tower(staging / tower, values[f"{side}_inputs"], values["dim"])
             except BadDataError as error:
-                raise BadDataError(
-                    f"{str(error).replace(str(staging), str(source))}. "
-                    "Give --no-towers to import the embeddings alone"
-                ) from None
+                raise BadDataError(f"{error}. Give --no-towers to import the embeddings alone") from None
 
 
 def _warnings(manifest: ReleaseManifest) -> Iterator[str]:

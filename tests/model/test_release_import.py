@@ -3,6 +3,7 @@
 import builtins
 import dataclasses
 import io
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -187,6 +188,78 @@ def test_customers_of_another_dimension_are_refused(course: Path, tmp_path: Path
     (course / folders.USER_EMBEDDINGS).write_text(HEADER + '103,"[1,2,3]"\n')
     with pytest.raises(BadDataError, match="expected vectors of 2 numbers, as the items have; got 3"):
         import_release(course, tmp_path / "releases", CLASSICMODELS)
+
+
+@pytest.mark.parametrize(
+    ("items", "distance", "message"),
+    [
+        (
+            HEADER + f'S1,"[{",".join(["0.1"] * 2001)}]"\n',
+            "<->",
+            "item_embeddings.csv: expected vectors of at most 2000 numbers, .* got 2001",
+        ),
+        ('1,"[1,2]"\n2,[0 0]\n', "<=>", "item_embeddings.csv:2: expected a vector of a length above 0"),
+        ('\ufeff1,"[1,2]"\n2,[1e30 2]\n', "<->", "item_embeddings.csv:2: .* at most 1e.18, got length 1e.30"),
+        (HEADER + 'S1,"[1,0]"\n"S\n2","[0,1]"\nS3,"[3e38,3e38]"\n', "<#>", "item_embeddings.csv:5: .*4.24"),
+    ],
+)
+def test_vectors_that_no_release_could_hold_are_refused(
+    items: str, distance: str, message: str, course: Path, tmp_path: Path
+) -> None:
+    (course / folders.ITEM_EMBEDDINGS).write_text(items)
+    (course / folders.USER_EMBEDDINGS).unlink()
+    with pytest.raises(BadDataError, match=message) as caught:
+        import_release(
+            course, tmp_path / "releases", CLASSICMODELS, options=ImportOptions(distance), ratings={}
+        )
+    assert str(course) in str(caught.value)
+    assert not list(tmp_path.glob("releases/*"))
+
+
+def test_a_customer_without_direction_is_refused_where_directions_are_compared(
+    course: Path, tmp_path: Path
+) -> None:
+    (course / folders.USER_EMBEDDINGS).write_text(HEADER + '103,"[1,2]"\n112,"[0,0]"\n')
+    with pytest.raises(BadDataError, match=r"user_embeddings.csv:3: expected a vector of a length above 0"):
+        import_release(course, tmp_path / "releases", CLASSICMODELS, options=ImportOptions("<=>"))
+    made = import_release(course, tmp_path / "others", CLASSICMODELS, options=ImportOptions("<->"))
+    assert folders.read_release(made.folder).user_ids == ("103", "112")
+
+
+def _unknown_in_the_list(staging: Path) -> None:
+    folders.write_popularity(staging / folders.POPULARITY, ["a", "c"], [1, 0])
+
+
+def _strange_name(staging: Path) -> None:
+    (staging / "model").mkdir()
+    (staging / "model/a b.txt").touch()
+
+
+@pytest.mark.parametrize(
+    ("change", "values", "message"),
+    [
+        (_unknown_in_the_list, {}, r"popularity.csv:3: 'c' is unknown"),
+        (_strange_name, {}, r"files: expected a relative path .* got 'model/a b.txt'"),
+        (lambda staging: None, {"dim": 2001}, "manifest: dim: at most 2000"),
+        (lambda staging: None, {"metrics": {"rmse": math.nan}}, "metrics: rmse: expected a finite number"),
+    ],
+)
+def test_what_a_load_would_refuse_is_not_published(
+    change: Callable[[Path], None], values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    good: dict[str, Any] = {
+        "shop": "s", "user_key_type": "int", "item_key_type": "string", "dim": 2, "items": 2, "users": 0,
+        "item_norms": (1.0, 1.0), "user_norms": None,
+    }  # fmt: skip
+    with folders.staged_release(tmp_path / "releases") as staging:
+        vectors = np.eye(2, dtype=np.float32)
+        folders.write_embeddings(staging / folders.ITEM_EMBEDDINGS, ["a", "b"], vectors)
+        folders.write_embeddings(staging / folders.USER_EMBEDDINGS, [], vectors[:0])
+        folders.write_popularity(staging / folders.POPULARITY, ["a", "b"], [1, 0])
+        change(staging)
+        with pytest.raises(BadDataError, match=message):
+            folders.publish_release(staging, tmp_path / "releases", good | values, verify=True)
+    assert not list((tmp_path / "releases").iterdir())
 
 
 def test_a_tower_comes_along_if_it_is_a_saved_model_of_this_shop(trained: Any, tmp_path: Path) -> None:
