@@ -49,6 +49,7 @@ def test_a_certificate_is_really_verified(server: Path) -> None:
         ("mysql://a@h/db", "expected postgresql://"),
         ("postgresql://a@h/db?options=-c+x", "unknown option 'options'"),
         ("postgresql://a@h:99999/db", "[Pp]ort"),
+        ("postgresql://a:secret@[::1/db", r"the host is not one: expected .* as \[::1\]"),
     ],
 )
 def test_wrong_uris_are_refused_without_repeating_a_password(uri: str, message: str) -> None:
