@@ -42,11 +42,10 @@ __all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "e
 Retrieval = Literal["auto", "exact", "index"]
 
 # Up to so many bytes of item vectors `auto` multiplies in the worker, which holds them once for all its
-# threads, unless it was measured for the release (`beamrec release report --apply`). Beyond the first bound
-# only batches of some rows: a million items of 64 numbers took 44 ms for one user and 69 ms for 16, because
-# reading the items is most of it; an HNSW index takes some 5 to 10 ms for each.
-_EXACT_BYTES = 64 * 2**20
-_EXACT_BYTES_OF_BATCHES, _EXACT_ROWS = 256 * 2**20, 16
+# threads, unless it was measured for the release (`beamrec release report --apply`). That much memory is the
+# bound, not time: of a million items of 64 numbers the product finds the best for one user in 12 ms and for a
+# hundred in 152, a search of the HNSW index in 14 and 1,001, and misses a fifth of them (bench/README.md).
+_EXACT_BYTES = 256 * 2**20
 _FRESH_SECONDS = 1.0
 _CACHED_RELEASES = 3
 _LEAST_POPULAR = 256
@@ -102,14 +101,13 @@ def _distinct_products(history: pa.ListArray) -> tuple[npt.NDArray[np.int64], pa
     return rows[first], encoded.dictionary.take(pa.array(codes[first]))
 
 
-def multiplies(retrieval: Retrieval, release: ActiveRelease, rows: int) -> bool:
-    """Whether the worker multiplies `rows` users with all items of the release, not asking its index."""
+def multiplies(retrieval: Retrieval, release: ActiveRelease) -> bool:
+    """Whether the worker multiplies users with all items of the release, not asking its index."""
     if retrieval != "auto":
         return retrieval == "exact"
     if release.search is not None:
         return release.search.index == "exact"
-    size = 4 * release.items * release.dim
-    return size <= (_EXACT_BYTES_OF_BATCHES if rows >= _EXACT_ROWS else _EXACT_BYTES)
+    return 4 * release.items * release.dim <= _EXACT_BYTES
 
 
 class _Releases:
@@ -240,7 +238,7 @@ class _SearchDoFn(_StoreDoFn):
     def _search(self, release: ActiveRelease, vectors: npt.NDArray[np.float32], count: int) -> pa.ListArray:
         if not len(vectors):
             return pa.array([], CANDIDATES)
-        exact = multiplies(self._retrieval, release, len(vectors))
+        exact = multiplies(self._retrieval, release)
         Metrics.counter("search", "exact" if exact else "index").inc(len(vectors))
         if not exact:
             setting = release.search or SearchSetting()
@@ -295,9 +293,9 @@ class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
 class SearchItems(beam.PTransform):  # type: ignore[misc]
     """User to item: by an exact product in the worker, or by the pgvector index of the release.
 
-    `auto` takes what was measured for the release, else multiplies with catalogues of up to 64 MiB (260,000
-    items of 64 numbers), and batches of 16 rows and more with up to 256 MiB. Rows without a user vector get
-    the release's popularity list, scored by reciprocal rank.
+    `auto` takes what was measured for the release, else multiplies with catalogues of up to 256 MiB (a million
+    items of 64 numbers). Rows without a user vector get the release's popularity list, scored by reciprocal
+    rank.
     """
 
     vector_db: str

@@ -63,7 +63,7 @@ def write_report(results: Results, page: Path, readme: Path | None) -> Path:
 def _automatic(key: Key) -> str:
     """What `--retrieval auto` does with a release for which nothing was measured, in batches of 100."""
     release = ActiveRelease("r", "", "", key["dim"], "<->", True, key["items"])
-    return "beamrec_exact_100" if multiplies("auto", release, 100) else "beamrec_index_100"
+    return "beamrec_exact_100" if multiplies("auto", release) else "beamrec_index_100"
 
 
 def _goals(results: Results) -> _Table:
