@@ -7,6 +7,7 @@ and not touched.
 
 import contextlib
 import dataclasses
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,8 @@ class ReportOptions:
         for name, least in (("k", 1), ("queries", _LEAST_QUERIES), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds: expected a number above 0, got {self.seconds}")
         if not 0 < self.recall <= 1:
             raise ValueError(f"recall: expected a share above 0 and at most 1, got {self.recall}")
 

@@ -1,6 +1,7 @@
 """`beamrec release load`: a verified release folder into the tables of the store."""
 
 import argparse
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from beamrec.io.pgvector_index import IndexOptions
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.schemas.errors import UsageError
+from beamrec.schemas.releases import check_release_id
 
 if TYPE_CHECKING:
     from beamrec.io.pgvector import ReleaseStore
@@ -120,8 +122,11 @@ def _locate(release: str, releases: str, console: Console) -> tuple[Path, str]:
     from beamrec.io.store import with_beam_options
     from beamrec.model.release import local_folder
 
-    if not is_remote(release) and ("/" in release or Path(release).is_dir()):
+    # `os.path.isdir` takes a name that no file system could hold for no folder, `Path.is_dir` raises.
+    if not is_remote(release) and ("/" in release or os.path.isdir(release)):
         folder = local_folder(release, "RELEASE")
+        if not os.path.isdir(folder):
+            raise UsageError(f"RELEASE: {folder}: there is no such folder")
         return folder, str(folder)
     if is_remote(release):
         uri = with_beam_options(release, (), "RELEASE")  # a worker elsewhere lacks this environment
@@ -138,6 +143,10 @@ def _check_is_there(release: str, releases: str) -> None:
     from beamrec.io.release_folders import release_ids
     from beamrec.io.store import open_store
 
+    try:
+        check_release_id(release)
+    except ValueError as error:
+        raise UsageError(f"RELEASE: neither a folder nor an id: {error}") from None
     if not open_store(releases, "--releases").exists(f"{release}/manifest.json"):
         known = ", ".join(release_ids(releases)[-_SHOWN_IDS:])
         raise UsageError(
