@@ -27,8 +27,8 @@ NEIGHBOURS = 20
 EXACT_ITEMS = 4_000_000
 """Items up to which neighbours come from the exact product.
 
-Of a million items of 64 numbers it takes 1.5 ms an item, and grows with their number; a search of the HNSW index
-takes 10 ms, misses some, and hardly grows (bench/README.md).
+Of a million items of 64 numbers it takes 1.5 ms an item, and grows with their number; a search of the HNSW
+index takes 10 ms, misses some, and hardly grows (bench/README.md).
 """
 
 _BLOCK_ROWS, _TILE_COLUMNS = 512, 8_192  # 16 MB of float32 a tile
