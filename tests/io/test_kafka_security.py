@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from beamrec.io import kafka_client
 from beamrec.io.events import SourceOptions
 from beamrec.io.kafka import open_sources
 from beamrec.io.kafka_client import parse_address
@@ -53,7 +54,8 @@ def test_a_server_that_nobody_vouches_for_is_refused(secure_kafka, monkeypatch, 
     assert "check ca=" in message
 
 
-def test_a_broker_without_tls_is_not_spoken_to_by_mistake(kafka: Any, tmp_path):
+def test_a_broker_without_tls_is_not_spoken_to_by_mistake(kafka: Any, monkeypatch, tmp_path):
     """As for every host off the loopback, where TLS is the default."""
+    monkeypatch.setattr(kafka_client, "_CONTACT_SECONDS", 3.0)
     message = refusal(kafka.uri("t", security="ssl"), tmp_path)
-    assert "security=plaintext if the network is trusted" in message
+    assert "if they speak no TLS and the network is trusted, say security=plaintext" in message
