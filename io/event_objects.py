@@ -9,6 +9,7 @@ An outage of the store is waited out.
 import dataclasses
 import io
 import time
+from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 from beamrec.io.event_folder import FolderReader, FolderSource
@@ -106,22 +107,25 @@ class _Reader(FolderReader):
     def scan(self) -> list[tuple[float, str]] | None:
         """See FolderReader."""
         try:
-            self._list_all()
+            # Of what is done nothing needs to be remembered: there may be millions of it.
+            self._listed = {
+                name: listed
+                for name, listed in self._objects_of_split()
+                if not self._check(name, listed).done
+            }
         except UnavailableError as error:
             self._be_away(error)
             return None
+        self._away = False
+        for name in (name for name, known in self._known.items() if not known.done):
+            if name not in self._listed:
+                self.complain(name, "is gone, and was not read to its end: put it back")
         now, found = time.time(), []
         for name, listed in self._listed.items():
-            known = self._known.get(name, _Known())
-            if known.tag and known.tag != listed.tag:
-                raise _replaced(name)
             modified = listed.modified_us / 1e6
             waits = self._faulty.get(name) == listed.tag and now - modified < self._young_seconds
-            if not known.done and listed.size and not waits:
+            if listed.size and not waits:
                 found.append((min(modified, now), name))
-        for name in self._known.keys() - self._listed.keys():
-            if not self._known[name].done:
-                self.complain(name, "is gone, and was not read to its end: put it back")
         return found
 
     @property
@@ -130,13 +134,17 @@ class _Reader(FolderReader):
         idle = self.options.stop_when_idle_seconds
         return _YOUNG_SECONDS if idle is None else min(idle / 2, _YOUNG_SECONDS)
 
-    def _list_all(self) -> None:
-        self._listed = {
-            listed.path: listed
-            for listed in self._objects.listed("")
-            if all(map(is_event_name, listed.path.split("/"))) and self.source.owns(listed.path)
-        }
-        self._away = False
+    def _objects_of_split(self) -> Iterator[tuple[str, Listed]]:
+        for listed in self._objects.listed(""):
+            if all(map(is_event_name, listed.path.split("/"))) and self.source.owns(listed.path):
+                yield listed.path, listed
+
+    def _check(self, name: str, listed: Listed) -> _Known:
+        """What is known of an object, whose content must be the one that was read."""
+        known = self._known.get(name, _Known())
+        if known.tag and known.tag != listed.tag:
+            raise _replaced(name)
+        return known
 
     def _be_away(self, error: Exception) -> None:
         self._away = True
@@ -190,8 +198,11 @@ class _Reader(FolderReader):
                 self._opened[1].stream.close()
                 self._opened = None
             stream = cast(BinaryIO, io.BufferedReader(_Ranges(self._objects, listed), GROUP_BYTES))
-            packed = is_gzip(stream.read(2))
-            self._opened = listed, unpack(stream) if packed else Text(stream, listed.size)
+            if is_gzip(stream.read(2)):
+                with stream:
+                    self._opened = listed, unpack(stream)
+            else:
+                self._opened = listed, Text(stream, listed.size)
         return self._opened[1]
 
     def reread(self, name: str, part: Part) -> list[Record]:
@@ -213,7 +224,7 @@ class _Reader(FolderReader):
 
     def _reread(self, name: str, part: Part) -> list[Record]:
         if name not in self._listed:
-            self._list_all()
+            self._listed = dict(self._objects_of_split())
         listed = self._listed.get(name)
         if listed is None:
             raise FileNotFoundError(name)

@@ -21,14 +21,15 @@ from beamrec.transforms.parse_record import MAX_HISTORY, MAX_ID_CHARACTERS, MAX_
 __all__ = ["parse_columns"]
 
 _Odd: TypeAlias = set[int]
+_Kinds: TypeAlias = frozenset[type]
 _NONE = type(None)
-_OBJECT = frozenset({dict})
-_LIST = frozenset({list, _NONE})
-_FLAG = frozenset({bool, _NONE})
-_NUMBER = frozenset({int, float, _NONE})
-_WHOLE = frozenset({int, _NONE})
-_TEXT = frozenset({str, _NONE})
-_TEXT_OR_WHOLE = frozenset({str, int, _NONE})
+_OBJECT: _Kinds = frozenset({dict})
+_LIST: _Kinds = frozenset({list, _NONE})
+_FLAG: _Kinds = frozenset({bool, _NONE})
+_NUMBER: _Kinds = frozenset({int, float, _NONE})
+_WHOLE: _Kinds = frozenset({int, _NONE})
+_TEXT: _Kinds = frozenset({str, _NONE})
+_TEXT_OR_WHOLE: _Kinds = frozenset({str, int, _NONE})
 _RESERVED = frozenset(RESERVED_FIELDS)
 # Years that no offset moves out of Python's calendar, and no finer fractions than Arrow reads.
 _RFC3339 = r"^[12]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
@@ -202,7 +203,7 @@ def _keys(values: Sequence[Any], key_type: str, odd: _Odd, least: int = 0) -> pa
     return texts
 
 
-def _texts(values: Sequence[Any], odd: _Odd, kinds: frozenset[type] = _TEXT_OR_WHOLE) -> pa.Array:
+def _texts(values: Sequence[Any], odd: _Odd, kinds: _Kinds = _TEXT_OR_WHOLE) -> pa.Array:
     found = set(map(type, values))
     if not found <= kinds:
         odd |= _unlike(values, kinds)
@@ -230,7 +231,7 @@ def _refuses(make: Callable[[Sequence[Any]], pa.Array], value: Any) -> bool:
     return False
 
 
-def _unlike(values: Iterable[Any], kinds: frozenset[type]) -> _Odd:
+def _unlike(values: Iterable[Any], kinds: _Kinds) -> _Odd:
     """Places of the values that are of another type; a bool is no int here."""
     if set(map(type, values)) <= kinds:
         return set()
