@@ -41,21 +41,32 @@ _PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (each character once broke so
 
 def _jars() -> Path:
     """Folder of the broker's jars, fetched with Maven once for a version."""
-    missing = [program for program in ("java", "mvn") if not shutil.which(program)]
-    if missing:
-        message = f"a real Kafka broker is needed: no program {' and '.join(missing)} (Debian: maven)"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
     found = re.search(r"<version>(\d+\.\d+\.\d+)</version>", _POM.read_text())
     assert found is not None, f"{_POM} names no version"
     folder = Path.home() / ".cache" / "beamrec" / f"kafka-{found.group(1)}"
+    if not shutil.which("java"):
+        _missing("no program java (Debian: default-jre-headless)")
     if not folder.is_dir():
-        # Under another name until all are there: a fetch that was broken off must not look complete.
-        partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        command = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies"]
-        subprocess.run([*command, f"-DoutputDirectory={partial}"], check=True)
-        with contextlib.suppress(FileExistsError):
-            partial.rename(folder)
+        _fetch(folder)
     return folder
+
+
+def _fetch(folder: Path) -> None:
+    if not shutil.which("mvn"):
+        _missing("no program mvn to fetch it with (Debian: maven)")
+    # Under another name until all are there: a fetch that was broken off must not look complete.
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    command = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies"]
+    done = subprocess.run([*command, f"-DoutputDirectory={partial}"], capture_output=True, check=False)
+    if done.returncode:
+        _missing(f"Maven did not fetch it: {done.stdout.decode(errors='replace')[-1000:]}")
+    with contextlib.suppress(OSError):  # another session was faster
+        partial.rename(folder)
+
+
+def _missing(what: str) -> None:
+    message = f"a real Kafka broker is needed: {what}"
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
 
 
 @dataclasses.dataclass
