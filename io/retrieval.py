@@ -293,9 +293,9 @@ class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
 class SearchItems(beam.PTransform):  # type: ignore[misc]
     """User to item: by an exact product in the worker, or by the pgvector index of the release.
 
-    `auto` takes what was measured for the release, else multiplies with catalogues of up to 256 MiB (a million
-    items of 64 numbers). Rows without a user vector get the release's popularity list, scored by reciprocal
-    rank.
+    `auto` takes what was measured for the release, else multiplies with catalogues of up to 256 MiB (a
+    million items of 64 numbers). Rows without a user vector get the release's popularity list, scored by
+    reciprocal rank.
     """
 
     vector_db: str
