@@ -217,7 +217,8 @@ class _SearchDoFn(_StoreDoFn):
         release = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
         # Items of the history are taken out later, so look for that many more.
         seen = np.bincount(_distinct_products(batch.column("history"))[0], minlength=batch.num_rows)
-        parts, order = [pa.array([], CANDIDATES)], []
+        parts = [pa.array([], CANDIDATES)]
+        order: list[int] = []
         for rows in _by_length(seen):
             vectors = batch.column("user_vector").take(pa.array(rows))
             parts.append(self._candidates(release, vectors, self._items + int(seen[rows].max())))
