@@ -79,7 +79,8 @@ def hours_of(store: Store) -> list[Hour]:
     for folder in _folders(store, RECOMMENDATIONS, 4):
         match = _HOUR.fullmatch(folder.removeprefix(f"{RECOMMENDATIONS}/"))
         if match:
-            found.append(Hour(folder, datetime(*map(int, match.groups()), tzinfo=UTC)))  # type: ignore[misc]
+            year, month, day, hour = map(int, match.groups())
+            found.append(Hour(folder, datetime(year, month, day, hour, tzinfo=UTC)))
     return sorted(found, key=lambda hour: hour.begin)
 
 
