@@ -111,6 +111,6 @@ def run_history(values: argparse.Namespace, store_uri: str, console: Console) ->
 def _print_history(history: Sequence[Mapping[str, Any]], console: Console) -> None:
     for entry in history:
         moved = f"{entry['from'] or '-'} → {entry['to'] or '-'}"
-        console.print(f"  {entry['at'][:19]}Z  {entry['action']:8}  {moved}  {entry['who']}: {entry['why']}")
+        console.print(f"  {entry['at'][:19]}Z  {entry['action']:10}  {moved}  {entry['who']}: {entry['why']}")
         for guard in entry["forced"]:
             console.print(f"    overruled: {guard}")

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import psycopg2
@@ -237,7 +238,11 @@ def test_a_bucket_without_embeddings_is_named_and_not_our_copy_of_it(
 
 
 def test_an_import_from_and_to_an_object_store(
-    s3: Any, course: Path, home: Path, command_line: Callable[..., dict[str, Any]]
+    s3: Any,
+    course: Path,
+    home: Path,
+    command_line: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for path in course.rglob("*.*"):
         _upload(s3, f"course/{path.relative_to(course)}", path)
@@ -246,9 +251,16 @@ def test_an_import_from_and_to_an_object_store(
     assert made["ok"], made
     assert made["skipped"][0] == "model/best_model.pth"
     assert made["paths"]["release"].startswith(f"s3://{s3.bucket}/releases/{made['release']}?")
+    assert list(home.glob("releases/*")) == [], "a copy here would be taken for the release"
     loaded = command_line("release", "load", made["release"], f"--releases={releases}", home=home)
     assert loaded["ok"], loaded
     assert loaded["out"] == len(ITEMS) + len(USERS)
+    # Workers elsewhere lack this environment, so the address that they get says the endpoint.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    bare = made["paths"]["release"].partition("?")[0]
+    again = command_line("release", "load", bare, home=home)
+    assert again["loaded"] is False
+    assert s3.endpoint in unquote(again["uri"])
 
 
 def _upload(s3: Any, key: str, path: Path) -> None:
