@@ -15,10 +15,12 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from beamrec.io import embedded
 from beamrec.io.postgres import Database, connect
 from beamrec.io.session_history import (
     Click,
     SessionHistory,
+    _Clicks,
     add_history,
     clicks_of,
     ensure_clicks,
@@ -151,6 +153,20 @@ def test_old_clicks_go_and_a_replay_keeps_one_young(keep: Callable[..., Historie
         database, "SELECT string_agg(event_id, ' ' ORDER BY event_id) FROM beamrec.session_clicks"
     ) == ("new-1 old-2",)
     Database(database).transaction(ensure_clicks)
+
+
+def test_an_outage_is_waited_out_and_the_history_survives_it(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("outage") / "pg"
+    embedded.ensure_running(folder)
+    try:
+        clicks = _Clicks(f"embedded:{folder}", 48)
+        clicks.keep([click("a", 1), click("a", 2)], 3)
+        embedded.stop_server(folder)
+        assert products(clicks.keep([click("a", 3)], 3)) == {"a-3": ["P1", "P2"]}
+    finally:
+        embedded.stop_server(folder)
 
 
 def events(*payloads: dict[str, Any]) -> pa.RecordBatch:
