@@ -163,11 +163,12 @@ def _passes(error: ClientError | BotoCoreError) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard as listed; `parents` may be gone already."""
+    """A shard as listed; `parents` may be gone already, `closed` means that it takes no more records."""
 
     id: str
     first_hash: int
     parents: tuple[str, ...]
+    closed: bool = False
 
 
 class Stream:
@@ -249,10 +250,10 @@ class Stream:
 
 
 def _shard(entry: dict[str, Any]) -> Shard:
-    parents = (entry.get("ParentShardId"), entry.get("AdjacentParentShardId"))
-    return Shard(
-        entry["ShardId"], int(entry["HashKeyRange"]["StartingHashKey"]), tuple(filter(None, parents))
-    )
+    parents = filter(None, (entry.get("ParentShardId"), entry.get("AdjacentParentShardId")))
+    first_hash = int(entry["HashKeyRange"]["StartingHashKey"])
+    closed = "EndingSequenceNumber" in entry["SequenceNumberRange"]
+    return Shard(entry["ShardId"], first_hash, tuple(parents), closed)
 
 
 def _clock(answer: dict[str, Any]) -> float:

@@ -97,7 +97,8 @@ class _Read(NamedTuple):
 
     @property
     def bound_us(self) -> int:
-        if self.behind_ms and self.records:
+        # Not the time of asking: a shard may be closed, and what its children hold arrived before that.
+        if self.records:
             return self.records[-1][1]
         return int(self.asked * 1e6) - 1000 * self.behind_ms
 

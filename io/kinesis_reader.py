@@ -23,6 +23,9 @@ __all__ = ["KinesisReader"]
 _GROUP_BYTES = 4 << 20  # what is sealed at a time, of all shards that have answered
 # A shard that has not answered for so long is not idle but out of reach.
 _SILENT_SECONDS = 5.0
+# A closed shard that gives nothing for so long holds no watermark: it should have been at its end at once.
+# Moto's server never ends one.
+_MOVING_SECONDS = 30.0
 
 
 @dataclasses.dataclass
@@ -35,7 +38,7 @@ class _State:
       over: nothing new will be read: it was read to its end, or to that of a bounded read.
       bound_us: whatever it emits next arrived then or later; None if nothing is known yet.
       behind: whether more is waiting in it.
-      heard: when it last answered, by the monotonic clock.
+      heard, moved: when it last answered, and with a record, by the monotonic clock.
       closed_at: when its end was found, by our clock.
     """
 
@@ -46,6 +49,7 @@ class _State:
     bound_us: int | None
     behind: bool = True
     heard: float = dataclasses.field(default_factory=time.monotonic)
+    moved: float = dataclasses.field(default_factory=time.monotonic)
     closed_at: float = dataclasses.field(default_factory=time.time)
 
     @property
@@ -69,6 +73,8 @@ class KinesisReader(LedgerReader):
         self._held_back: Answer | None = None
         self._listing: Listing | None = None
         self._look_again = False
+        self._waiting: list[Shard] = []
+        self._moved: dict[str, tuple[int, float]] = {}
         self._unfinished: dict[str, list[Part]] = collections.defaultdict(list)
         parts = self.log.read()
         self._is_new = not parts
@@ -141,11 +147,12 @@ class KinesisReader(LedgerReader):
         listing = self._pool.listing
         if listing is None or (listing is self._listing and not self._look_again):
             return
+        if self._listing is None:
+            self._check_unfinished(listing)
         self._listing, self._look_again = listing, False
-        self._check_unfinished(listing)
         own = [shard for shard in listing.shards.values() if self._owns(shard)]
-        waiting = [shard for shard in own if shard.id not in self._shards]
-        if not waiting:
+        self._waiting = [shard for shard in own if shard.id not in self._shards]
+        if not self._waiting:
             return
         if any(part.source in map(self._name, self._shards) for part in self.log.read()):
             self._give_way()
@@ -153,9 +160,10 @@ class KinesisReader(LedgerReader):
         origin = self._origin(listing, seal_new)
         if origin is None:
             return
-        for shard in waiting:
+        for shard in self._waiting:
             if self.log.last(self._name(shard.id)) or all(self._is_read(p, listing) for p in shard.parents):
                 self._begin(shard, origin)
+        self._waiting = [shard for shard in self._waiting if shard.id not in self._shards]
 
     def _check_unfinished(self, listing: Listing) -> None:
         for source, parts in self._unfinished.items():
@@ -288,12 +296,20 @@ class KinesisReader(LedgerReader):
         """What was handed out last has been emitted: each shard is where its answer ended."""
         for answer in self._emitting:
             state = self._shards[answer.shard]
-            if not answer.span.closed:
+            if answer.rows:
+                state.moved = time.monotonic()
+            if answer.rows or not self._at_its_end(answer, state):
                 state.bound_us = answer.bound_us
-            elif answer.rows:
-                # Its children go on from there: at the end of a shard the tip of the stream says nothing.
-                state.bound_us = answer.rows[-1][0]
         self._emitting = []
+
+    def _at_its_end(self, answer: Answer, state: _State) -> bool:
+        """Whether children go on from the last record of a shard, so that the time of asking says nothing.
+
+        A shard that is closed and has nothing more will say so soon; but see _MOVING_SECONDS.
+        """
+        listed = self._listing.shards.get(answer.shard) if self._listing else None
+        ending = listed is not None and listed.closed and time.monotonic() - state.moved < _MOVING_SECONDS
+        return answer.span.closed or ending
 
     def _advance(self) -> None:
         """The watermark is that of the shard furthest behind; an idle one is at the time it was asked.
@@ -305,9 +321,25 @@ class KinesisReader(LedgerReader):
             return
         open_ = [s for s in self._shards.values() if not s.done or s.closed_at >= listing.started]
         bounds = [state.bound_us for state in open_]
+        parents = {parent for shard in self._waiting for parent in shard.parents if parent in listing.shards}
+        bounds += [self._bound_of_other(parent) for parent in parents - self._shards.keys()]
         if None not in bounds:
             first = min((b for b in bounds if b is not None), default=int(listing.started * 1e6))
             self.advance_watermark(first / 1e6)
+
+    def _bound_of_other(self, parent: str) -> int:
+        """How far another reader is with a parent of a shard of ours, whose records all arrived later.
+
+        Only while that reader gets on with it: see _MOVING_SECONDS.
+        """
+        last, now = self.log.last(self._name(parent)), time.monotonic()
+        position = last.position if last else 0
+        before, since = self._moved.get(parent, (-1, now))
+        if position != before:
+            self._moved[parent] = position, now
+        elif now - since > _MOVING_SECONDS:
+            return int(time.time() * 1e6)
+        return last.arrival_us if last else 0
 
 
 def _gone(source: str, records: int) -> BeamrecError:

@@ -108,6 +108,30 @@ def test_the_watermark_waits_for_children(kinesis_job: Any) -> None:
     assert reader.get_watermark().micros <= row["arrival"].timestamp() * 1e6
 
 
+def test_the_watermark_of_one_reader_waits_for_what_another_reads_first(kinesis_job: Any) -> None:
+    """In a backfill: the upper half of the hash space was one shard with the lower half for a while."""
+    job, upper = kinesis_job, str(2**128 - 1)
+    job.server.put(*(b"a%d" % i for i in range(100)), hash_key=upper)
+    job.server.merge(*job.server.open_shards())
+    job.server.put(*(b"b%d" % i for i in range(100)), hash_key=upper)
+    job.server.split(job.server.open_shards()[0])
+    job.server.put(*(b"c%d" % i for i in range(100)), hash_key=upper)
+    job.start(splits=2, max_delay_seconds=0.0)
+    read: list[list[bytes]] = [[], []]
+
+    def all_read(_: Any) -> bool:
+        for number, reader in enumerate(job.readers):
+            before = reader.get_watermark().micros
+            while reader.advance():
+                for row in reader.get_current().to_pylist():
+                    assert row["arrival"].timestamp() * 1e6 >= before
+                    read[number].append(row["payload"])
+        return sum(map(len, read)) == 300
+
+    job.wait(all_read)
+    assert [{payload[:1] for payload in payloads} for payloads in read] == [{b"b"}, {b"a", b"c"}]
+
+
 def test_moto_as_it_comes_loses_nothing_over_a_split(
     plain_moto: Any, kinesis_jobs: Callable[[Any], Any]
 ) -> None:

@@ -115,9 +115,10 @@ class KinesisServer:
 
     def split(self, shard: dict[str, Any]) -> None:
         """Splits a shard in the middle."""
-        bounds = [int(shard["HashKeyRange"][f"{end}HashKey"]) for end in ("Starting", "Ending")]
+        first, last = (int(shard["HashKeyRange"][f"{end}HashKey"]) for end in ("Starting", "Ending"))
+        middle = str((first + last + 1) // 2)
         self.client.split_shard(
-            StreamName=self.stream, ShardToSplit=shard["ShardId"], NewStartingHashKey=str(sum(bounds) // 2)
+            StreamName=self.stream, ShardToSplit=shard["ShardId"], NewStartingHashKey=middle
         )
         self._wait_until_active()
 
