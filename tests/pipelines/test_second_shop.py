@@ -7,7 +7,7 @@ import decimal
 import json
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,15 +181,96 @@ def test_the_files_equal_the_sql_join_and_every_other_row_is_a_dead_letter(
     assert found == BROKEN
 
 
-def test_a_model_trains_on_it(command_line: Any, tmp_path: Path) -> None:
-    source, _ = on_sqlite(tmp_path)
-    batch(source, tmp_path / "lake")
-    trained = command_line(
-        "train", f"--data={tmp_path}/lake", f"--shop={SHOP}", f"--releases={tmp_path}/releases", home=tmp_path
-    )
+@pytest.fixture(scope="module")
+def film_home(command_line: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose embedded server has an active release of the films."""
+    home = tmp_path_factory.mktemp("films")
+    source, _ = on_sqlite(home)
+    batch(source, home / "lake")
+    trained = command_line("train", f"--data={home}/lake", f"--shop={SHOP}", home=home)
     assert trained["ok"], trained["stderr"]
-    folder = tmp_path / "releases" / trained["release"] / "embeddings"
+    for verb in ("load", "promote"):
+        assert command_line("release", verb, trained["release"], home=home)["ok"]
+    yield home
+    command_line("down", home=home)
+
+
+def test_a_model_trains_on_it(film_home: Path) -> None:
+    (folder,) = (film_home / "releases").glob("*/embeddings")
     items = (folder / "item_embeddings.csv").read_text().splitlines()[1:]
     assert {int(line.split(",")[0]) for line in items} == set(range(4, 41))
     users = (folder / "user_embeddings.csv").read_text()
     assert all(f"\n{login}," in users for login in ("a/b", "x=y", "日本", "viewer 7"))
+
+
+def clicks(count: int, seed: int = 5) -> list[dict[str, Any]]:
+    """Single clicks of a few visits at a time, ascending in time, of films that the release knows or not."""
+    draw, now = random.Random(seed), dt.datetime.now(dt.UTC)
+    return [
+        {
+            "event_id": f"c{number:04}",
+            "event_time": (now - dt.timedelta(milliseconds=20 * (count - number))).isoformat(),
+            "visit": None if draw.random() < 0.05 else f"v{number // 60}-{draw.randrange(5)}",
+            "viewer": draw.choice(["viewer 7", "a/b", "a stranger", None]),
+            "town": "Oslo",
+            "film": draw.randrange(1, 46),
+        }
+        for number in range(count)
+    ]
+
+
+def check_clicks(job: Any, sent: list[dict[str, Any]]) -> None:
+    """Each click is there once, served with the last clicks of its visit before it and itself."""
+    length, visits = Shop.from_toml(SHOP).events.history_length, collections.defaultdict(list)
+    found = [record for _, record in job.visible()]
+    assert sorted(record["event_id"] for record in found) == [click["event_id"] for click in sent]
+    for record in sorted(found, key=lambda record: record["event_id"]):
+        before = visits[record["visit"]] if record["visit"] else []
+        history = [*before[-length:], record["film"]]
+        before.append(record["film"])
+        known = [str(film) for film in dict.fromkeys(history) if 4 <= film <= 40]
+        assert [similar["product_code"] for similar in record["similar_items"]] == known, record
+        items = [item["id"] for item in record["recommended_items"]]
+        assert len(items) == 5
+        assert not {*items} & {*map(str, history)}
+    assert max(map(len, visits.values())) > length + 1
+
+
+def append(job: Any, name: str, sent: list[dict[str, Any]]) -> None:
+    """A file appears whole."""
+    partial = job.input / f"{name}.tmp"
+    partial.write_text("".join(json.dumps(click) + "\n" for click in sent))
+    partial.rename(job.input / f"{name}.jsonl")
+
+
+def test_single_clicks_are_served_with_the_history_of_their_visit(
+    stream_job: Callable[..., Any], film_home: Path
+) -> None:
+    sent = clicks(400)
+    options = (f"--shop={SHOP}", "--runner=direct", "--stop-when-idle=2")
+    job = stream_job(*options, home=film_home)
+    append(job, "a", sent[:250])
+    result = job.start().finish()
+    assert result["ok"], result
+    append(job, "b", sent[250:])
+    result = job.start().finish()
+    assert (result["in"], result["out"], result["reconciled"]) == (400, 400, True)
+    check_clicks(job, sent)
+
+
+@pytest.mark.faults
+def test_the_history_of_a_visit_survives_a_kill_on_prism(
+    stream_job: Callable[..., Any], film_home: Path
+) -> None:
+    sent = clicks(600, seed=6)
+    job = stream_job(f"--shop={SHOP}", "--window-seconds=2", "--max-delay=1", home=film_home)
+    for number in range(3):
+        job.start()
+        append(job, f"{number}", sent[200 * number : 200 * number + 150])
+        # Once all are visible; and before any of what follows is.
+        job.wait_for(200 * number + 100)
+        append(job, f"{number}-rest", sent[200 * number + 150 : 200 * number + 200])
+        job.kill()
+    result = job.start("--stop-when-idle=4").finish()
+    assert result["ok"], result
+    check_clicks(job, sent)
