@@ -24,7 +24,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import Progress, drain_requested
 from beamrec.io.source_log import Part, SourceLog
-from beamrec.io.store import open_store
+from beamrec.io.store import LocalStore, open_store
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
 
 __all__ = ["LedgerMark", "LedgerReader", "Row", "raw_events"]
@@ -34,6 +34,7 @@ Row = tuple[str, int, int, int, bytes]
 
 # Two bundle times: on Flink a window that a drain closes can fire twice if the last bundle is open.
 _DRAIN_HOLD_SECONDS = 0.3
+_DRAIN_LOOK_SECONDS = 0.2
 _NOTHING = Progress(0, frozenset())
 
 
@@ -81,6 +82,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         self._current: pa.RecordBatch | None = None
         self._idle_since = time.monotonic()
         self._ended_at: float | None = None
+        self._drained, self._next_drain_look = False, 0.0
         self._watermark_us: int | None = None
         self._id, self._marks = uuid.uuid4().hex, 0
 
@@ -130,7 +132,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         """See UnboundedReader."""
         if self._ended_at is not None:
             return False
-        draining = drain_requested(self._store, self.options.run)
+        draining = self._draining()
         batch = next(self._batches, None)
         while batch is None:
             batches = self.next_batches(seal_new=not draining)
@@ -147,6 +149,14 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         elif draining or self._idle_long_enough() or self.at_end():
             self._ended_at = time.monotonic()
         return False
+
+    def _draining(self) -> bool:
+        """Whether the run is to end; on an object store each look costs a request, so not at every poll."""
+        if not self._drained and time.monotonic() >= self._next_drain_look:
+            self._drained = drain_requested(self._store, self.options.run)
+            if not isinstance(self._store, LocalStore):
+                self._next_drain_look = time.monotonic() + _DRAIN_LOOK_SECONDS
+        return self._drained
 
     def _idle_long_enough(self) -> bool:
         limit = self.options.stop_when_idle_seconds
