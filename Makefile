@@ -10,6 +10,8 @@ PRISM := $(HOME)/.apache_beam/cache/prism/bin/prism-$(PRISM_VERSION)
 FAKE_GCS_VERSION := v1.56.1
 FAKE_GCS := $(HOME)/go/bin/fake-gcs-server
 PYTEST := $(BIN)/python -m pytest
+# Of these tests most wait for a server or a process; more of them at a time want 3 GB of memory each.
+JOBS ?= 2
 SETUP := setup.py pyproject.toml requirements.in schemas/version.py
 
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ install: $(VENV)/.runtime $(VENV)/.project ## .venv with what beamrec needs to r
 install-dev: $(VENV)/.dev $(VENV)/.project ## .venv with the test and lint tools too
 
 test: install-dev ## all tests but the slow kill-and-restart ones; ARGS="tests/io -k ledger" selects
-	$(PYTEST) -m "not faults" $(ARGS)
+	$(PYTEST) -m "not faults" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-faults: install-dev ## kills, drains and restarts of whole process trees (BEAMREC_FAULTS=short: fewer)
 	$(PYTEST) -m faults $(ARGS)
