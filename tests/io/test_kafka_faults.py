@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
+from beamrec.io import kafka as kafka_source
 from beamrec.io import kafka_requests
 from beamrec.io.ledger import account
 from beamrec.schemas.errors import BeamrecError
@@ -96,15 +97,16 @@ def test_a_topic_that_is_gone_is_an_error_in_the_end(kafka_job, kafka, monkeypat
         kafka_job.read(reader, lambda _: False)
 
 
-def test_a_broker_that_is_away_is_waited_for(kafka_job, kafka):
+def test_a_broker_that_is_away_is_waited_for(kafka_job, kafka, monkeypatch):
     """Neither an error, nor the end of an idle source, nor time that passes."""
+    monkeypatch.setattr(kafka_source, "_STALE_SECONDS", 1.0)
     topic = kafka.create_topic()
     kafka.send(topic, numbers(3))
-    reader = kafka_job.reader(kafka.uri(topic), stop_when_idle_seconds=7, max_delay_seconds=0)
+    reader = kafka_job.reader(kafka.uri(topic), stop_when_idle_seconds=2, max_delay_seconds=0)
     rows = kafka_job.all_of(reader)
     kafka.kill()
     down_since = time.time()
-    away = kafka_job.read(reader, lambda _: time.time() > down_since + 10)
+    away = kafka_job.read(reader, lambda _: time.time() > down_since + 5)
     assert away == []
     assert float(reader.get_watermark()) < down_since + 0.5
     kafka.start()

@@ -35,7 +35,7 @@ from confluent_kafka.admin import (
 )
 
 _POM = Path(__file__).parent / "kafka" / "pom.xml"
-_START_SECONDS = 120
+_START_SECONDS = 300
 _PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (each character once broke some URL or encoding)
 
 
