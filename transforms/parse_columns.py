@@ -4,6 +4,7 @@ What is not plainly good is left to `parse_record`, which knows the rules. Here 
 keeps all of them, so that both always give the same answer.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, filterfalse
 from typing import Any, TypeAlias
@@ -33,6 +34,7 @@ _TEXT_OR_WHOLE: _Kinds = frozenset({str, int, _NONE})
 _RESERVED = frozenset(RESERVED_FIELDS)
 # Years that no offset moves out of Python's calendar, and no finer fractions than Arrow reads.
 _RFC3339 = r"^[12]\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"
+_NUMBER_TEXT = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 _REFUSALS = (pa.ArrowInvalid, OverflowError, orjson.JSONEncodeError)
 
 
@@ -125,6 +127,7 @@ class _Columns:
         values = self._values(str(feature.event_field))
         if feature.kind != "number":
             return _texts(values, self._odd)
+        values = _spelled(values, float, _is_plain_number)
         self._odd |= _unlike(values, _NUMBER)
         numbers = _made(values, lambda some: pa.array(some, pa.float64()), self._odd)
         if numbers is not None:
@@ -194,6 +197,7 @@ def _load(payload: bytes) -> Any:
 def _keys(values: Sequence[Any], key_type: str, odd: _Odd, least: int = 0) -> pa.Array:
     """Keys or ids of `least` characters or more, where they are text."""
     if key_type == "int":
+        values = _spelled(values, int, _is_plain_quantity)
         odd |= _unlike(values, _WHOLE)
         return _made(values, lambda some: pa.array(some, pa.int64()), odd)
     texts = _texts(values, odd)
@@ -210,6 +214,15 @@ def _texts(values: Sequence[Any], odd: _Odd, kinds: _Kinds = _TEXT_OR_WHOLE) -> 
     if int in found:
         values = [str(value) if type(value) is int else value for value in values]
     return _made(values, lambda some: pa.array(some, pa.string()), odd)
+
+
+def _spelled(
+    values: Sequence[Any], kind: Callable[[str], Any], is_plain: Callable[[str], bool]
+) -> Sequence[Any]:
+    """The values with plain numbers instead of their spellings, which some producers send."""
+    if str not in set(map(type, values)):
+        return values
+    return [kind(value) if type(value) is str and is_plain(value) else value for value in values]
 
 
 def _made(values: Sequence[Any], make: Callable[[Sequence[Any]], pa.Array], odd: _Odd) -> pa.Array:
@@ -241,6 +254,10 @@ def _unlike(values: Iterable[Any], kinds: _Kinds) -> _Odd:
 def _places(flags: pa.BooleanArray) -> _Odd:
     """Where a flag is true."""
     return set(pc.indices_nonzero(flags).to_pylist())
+
+
+def _is_plain_number(value: str) -> bool:
+    return _NUMBER_TEXT.fullmatch(value) is not None
 
 
 def _is_plain_quantity(value: int | str | None) -> bool:

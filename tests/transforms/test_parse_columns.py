@@ -49,7 +49,8 @@ def one_by_one(batch: pa.RecordBatch, shop: Shop, dedupe_key: str | None) -> tup
 odd = st.sampled_from(
     [
         None, True, False, 0, -1, 1.5, -0.0, 1e300, 3.5e38, 2**53, 2**53 + 1, 2**63 - 1, 2**63, -(2**63),
-        "", "5", " 5", "+5", "-5", "٣", "1_0", "1e3", "inf", "nan", "x" * 256, "x" * 257, "é" * 256, "a\0b",
+        "", "5", " 5", "+5", "-5", "٣", "1_0", "1e3", "12.50", "-7", "007", "1.",
+        "inf", "nan", "x" * 256, "x" * 257, "é" * 256, "a\0b",
         "😀", "\\u0000", [], [1], {}, {"a": 1},
     ]
 )  # fmt: skip
@@ -125,10 +126,18 @@ def test_what_is_plainly_good_needs_no_second_look() -> None:
 
     times = ["2026-11-22T07:29:00Z", "2026-11-22T08:29:00.123456+01:00", None]
     plain = [event(event_time=time, event_id=i, release="theirs") for i, time in enumerate(times)]
-    batch = raw([*plain, b"not json", event(credit_limit="12"), event(browse_history=None)])
+    batch = raw(
+        [
+            *plain,
+            b"not json",
+            event(credit_limit="1e2"),
+            event(credit_limit="-1.25", customer_number="7"),
+            event(browse_history=None),
+        ]
+    )
     places, found = parse_columns(batch, CLASSICMODELS, None, 0)
-    assert places.tolist() == [0, 1, 2, 5]
-    assert found.num_rows == 4
+    assert places.tolist() == [0, 1, 2, 5, 6]
+    assert found.num_rows == 5
 
 
 @pytest.mark.parametrize("length", [1000, 1001])
