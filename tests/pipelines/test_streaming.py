@@ -118,7 +118,9 @@ def test_the_real_events_from_kinesis_to_files_serving_table_and_kinesis(
 
 def newest(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """What each customer should be shown: the list of the newest event."""
-    ordered = sorted(records, key=lambda record: (record["event_time"], record["event_id"]))
+    ordered = sorted(
+        records, key=lambda record: (dt.datetime.fromisoformat(record["event_time"]), record["event_id"])
+    )
     return {str(record["customer_number"]): record["recommended_items"] for record in ordered}
 
 
