@@ -262,10 +262,6 @@ class ReleaseManifest:
         """Whether another manifest is of the same release, made at another time of the same minute."""
         return dataclasses.replace(self, created_at=other.created_at).to_json() == other.to_json()
 
-    def is_again(self, other: "ReleaseManifest") -> bool:
-        """Whether another manifest is of the same release, made at another time of the same minute."""
-        return dataclasses.replace(self, created_at=other.created_at).to_json() == other.to_json()
-
     @classmethod
     def from_json(cls, data: bytes | str) -> "ReleaseManifest":
         """Reads what `to_json` wrote.

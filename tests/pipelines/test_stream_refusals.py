@@ -49,7 +49,7 @@ def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (["--dedupe-horizon=1"], "less than --allowed-lateness"),
         (["--shards=0"], "at least 1"),
         (["--max-delay=-1"], "seconds from 0 on"),
-        (["--input=s3://bucket/x"], "--input: expected one of"),
+        (["--input=redis://host/x"], "--input: expected one of"),
         (["--output=ftp://host/x"], "--output: expected one of"),
         (["--output=s3://Bucket_/x"], "--output: expected s3://bucket/prefix"),
         (["--output=s3://bucket/x", "--s3_secret_access_key=x"], "secrets|environment"),
