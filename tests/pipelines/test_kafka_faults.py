@@ -43,7 +43,8 @@ class Clicks(threading.Thread):
         while self.sent < RECORDS or not self._stopped.is_set():
             for _ in range(A_SECOND // 20):
                 self._send(producer)
-            producer.poll(0.05)
+            producer.poll(0)
+            time.sleep(0.05)  # not in `poll`, which returns at the first answer
         assert producer.flush(300) == 0
 
     def _send(self, producer: Any) -> None:
