@@ -127,9 +127,9 @@ class _Columns:
         values = self._values(str(feature.event_field))
         if feature.kind != "number":
             return _texts(values, self._odd)
-        values = _spelled(values, float, _is_plain_number)
-        self._odd |= _unlike(values, _NUMBER)
-        numbers = _made(values, lambda some: pa.array(some, pa.float64()), self._odd)
+        spelled = _spelled(values, float, _is_plain_number)
+        self._odd |= _unlike(spelled, _NUMBER)
+        numbers = _made(spelled, lambda some: pa.array(some, pa.float64()), self._odd)
         if numbers is not None:
             self._odd |= _places(pc.greater(pc.abs(numbers), MAX_NUMBER))
         return numbers
