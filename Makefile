@@ -32,7 +32,7 @@ test: install-dev ## all tests but the slow kill-and-restart ones; ARGS="tests/i
 	$(PYTEST) -m "not faults" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-faults: install-dev ## kills, drains and restarts of whole process trees (BEAMREC_FAULTS=short: fewer)
-	$(PYTEST) -m faults $(ARGS)
+	$(PYTEST) -m faults -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: install-dev .mypy/beamrec ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -132,6 +132,7 @@ def searches(uri: str, release: ReleaseContents) -> Iterator[Load]:
     def enrich(number: int) -> None:
         worker = _EnrichDoFn(uri, CLASSICMODELS)
         worker._releases = _Releases(uri)  # remembers nothing: every product is asked for
+        worker._serving = worker._make_serving()
         history = pa.array(
             [[{"product": "N", "in_cart": True}, {"product": "gone", "in_cart": True}]], HISTORY
         )
