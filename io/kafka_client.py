@@ -5,7 +5,6 @@ the servers' certificates and names are verified unless the URI says `security=p
 """
 
 import dataclasses
-import ipaddress
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
+from beamrec.io.hosts import is_loopback
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
 
@@ -98,7 +98,7 @@ class Address:
 
     def _protocol(self) -> str:
         hosts = (broker.rpartition(":")[0] or broker for broker in self.brokers.split(","))
-        trusted = all(_is_loopback(host.strip("[]")) for host in hosts)
+        trusted = all(is_loopback(host.strip("[]")) for host in hosts)
         default = ("sasl_" if self.user else "") + ("plaintext" if trusted else "ssl")
         return self.get("security", default)
 
@@ -151,15 +151,6 @@ def _check(address: Address) -> None:
         from beamrec.io.secrets import check_secret
 
         check_secret(address.get("secret"), f"{address.option} secret=")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def may_pass(error: KafkaError) -> bool:

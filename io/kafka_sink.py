@@ -9,17 +9,14 @@ one partition, and to the same one that Java's clients would choose.
 import dataclasses
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import apache_beam as beam
-import pyarrow as pa
-from apache_beam.metrics import Metrics
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from beamrec.io.kafka_client import Address, Heard, check_topic, explain, parse_address
+from beamrec.io.sinks import SendLinesDoFn
 from beamrec.schemas.errors import BeamrecError
-from beamrec.schemas.events import Fate
 
 __all__ = ["LineProducer", "WriteKafka", "open_sink"]
 
@@ -128,8 +125,9 @@ class LineProducer:
         self._producer.poll(0)
 
 
-class _SendDoFn(beam.DoFn):  # type: ignore[misc]
+class _SendDoFn(SendLinesDoFn):
     def __init__(self, address: Address) -> None:
+        super().__init__(address.where, "kafka", "sent", "the topic")
         self._address = address
 
     def setup(self) -> None:
@@ -140,15 +138,8 @@ class _SendDoFn(beam.DoFn):  # type: ignore[misc]
         self._stopped.set()
         self._producer.close()
 
-    def process(self, outcomes: pa.RecordBatch) -> Iterator[int]:
-        columns: Any = (outcomes.column(name).to_pylist() for name in ("event_id", "fate", "line"))
-        lines = [(key, line) for key, fate, line in zip(*columns, strict=True) if fate == Fate.VISIBLE]
-        too_large = self._producer.send(lines)
-        Metrics.counter("kafka", "sent").inc(len(lines) - too_large)
-        if too_large:
-            Metrics.counter("kafka", "too_large").inc(too_large)
-            _LOGGER.error("%s: %d records are too large for the topic", self._address.where, too_large)
-        yield len(lines) - too_large
+    def send(self, lines: Sequence[tuple[str, bytes]]) -> int:
+        return self._producer.send(lines)
 
 
 @dataclasses.dataclass(eq=False)

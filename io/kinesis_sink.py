@@ -12,13 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-from apache_beam.metrics import Metrics
 
 from beamrec.io.aws import explained
 from beamrec.io.kinesis_client import Address, Backoff, Stream, parse_address, patiently
+from beamrec.io.sinks import SendLinesDoFn
 from beamrec.schemas.errors import UsageError
-from beamrec.schemas.events import Fate
 
 __all__ = ["WriteKinesis", "open_sink", "put_lines"]
 
@@ -99,8 +97,9 @@ def _put(stream: Stream, records: list[_Record], stopped: threading.Event) -> No
         backoff.wait(f"{len(records)} records refused ({next(filter(None, refused))})")
 
 
-class _PutDoFn(beam.DoFn):  # type: ignore[misc]
+class _PutDoFn(SendLinesDoFn):
     def __init__(self, address: Address) -> None:
+        super().__init__(address.where, "kinesis", "put", "Kinesis")
         self._address = address
 
     def setup(self) -> None:
@@ -110,16 +109,9 @@ class _PutDoFn(beam.DoFn):  # type: ignore[misc]
     def teardown(self) -> None:
         self._stopped.set()
 
-    def process(self, outcomes: pa.RecordBatch) -> Iterator[int]:
-        columns = (outcomes.column(name).to_pylist() for name in ("event_id", "fate", "line"))
-        lines = [(key, line) for key, fate, line in zip(*columns, strict=True) if fate == Fate.VISIBLE]
+    def send(self, lines: Sequence[tuple[str, bytes]]) -> int:
         with explained(f"{_OPTION} {self._address.where}"):
-            too_large = put_lines(self._stream, lines, self._stopped)
-        Metrics.counter("kinesis", "put").inc(len(lines) - too_large)
-        if too_large:
-            Metrics.counter("kinesis", "too_large").inc(too_large)
-            _LOGGER.error("%s: %d records are too large for Kinesis", self._address.where, too_large)
-        yield len(lines) - too_large
+            return put_lines(self._stream, lines, self._stopped)
 
 
 @dataclasses.dataclass(eq=False)

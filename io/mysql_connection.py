@@ -1,7 +1,6 @@
 """Connections to MySQL and MariaDB: URIs without passwords, verified TLS, errors that say what to do."""
 
 import contextlib
-import ipaddress
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from pymysql.connections import Connection
 from pymysql.converters import conversions
 
 from beamrec.io.backend import PASSWORD_VARIABLE, source_password
+from beamrec.io.hosts import is_loopback
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, ConnectionLostError, UnavailableError, UsageError
 
@@ -119,7 +119,7 @@ def _parse(uri: str) -> SplitResult:
 def _tls(parts: SplitResult) -> dict[str, Any]:
     """TLS arguments; given a context of our own, PyMySQL refuses a server without TLS."""
     options = dict(parse_qsl(parts.query))
-    mode = options.get("tls", "off" if _is_loopback(parts.hostname or "") else "verify")
+    mode = options.get("tls", "off" if is_loopback(parts.hostname or "") else "verify")
     if mode not in ("verify", "off"):
         raise UsageError(f"--source: tls: expected verify or off, got {mode!r}")
     if mode == "off" and "ssl_ca" not in options:
@@ -128,12 +128,3 @@ def _tls(parts: SplitResult) -> dict[str, Any]:
         return {"ssl": ssl.create_default_context(cafile=options.get("ssl_ca"))}
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"--source: ssl_ca: cannot read the certificates: {error}") from None
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

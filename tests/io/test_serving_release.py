@@ -40,15 +40,20 @@ def until(found: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_the_old_release_serves_until_the_new_one_is_prepared(loaded: ReleaseStore) -> None:
-    go_on, prepared = threading.Event(), []
+def holding_back(go_on: threading.Event, prepared: list[str]) -> Prepare:
+    """Prepares the second release only once it may."""
 
     def prepare(release: ActiveRelease) -> None:
         if release.id == B:
             go_on.wait(30)
         prepared.append(release.id)
 
-    worker = serving(loaded, prepare)
+    return prepare
+
+
+def test_the_old_release_serves_until_the_new_one_is_prepared(loaded: ReleaseStore) -> None:
+    go_on, prepared = threading.Event(), []
+    worker = serving(loaded, holding_back(go_on, prepared))
     assert worker.current().id == A
     loaded.promote(B, "test")
     assert [worker.current().id for _ in range(3)] == [A, A, A]
@@ -62,13 +67,7 @@ def test_the_old_release_serves_until_the_new_one_is_prepared(loaded: ReleaseSto
 
 def test_a_release_that_is_prepared_too_late_does_not_serve(loaded: ReleaseStore) -> None:
     go_on, prepared = threading.Event(), []
-
-    def prepare(release: ActiveRelease) -> None:
-        if release.id == B:
-            go_on.wait(30)
-        prepared.append(release.id)
-
-    worker = serving(loaded, prepare)
+    worker = serving(loaded, holding_back(go_on, prepared))
     worker.current()
     loaded.promote(B, "test")
     worker.current()
