@@ -35,6 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _EXPECTED = "kinesis://stream?region=&endpoint=&role=&start=horizon|latest|<RFC 3339>&end=<RFC 3339>"
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 10.0
+_THROTTLED_SECONDS = 30.0  # that a check at the start waits out
 _TIMEOUT_SECONDS = 10
 _CONNECTIONS = 32  # botocore keeps ten, and complains of each one more
 # Refusals that pass by themselves, beside everything that the server calls its own fault.
@@ -194,22 +195,29 @@ class Stream:
         )
 
     def check(self, option: str) -> None:
-        """Asks for the stream once.
+        """Asks for the stream; a service that throttles is asked again for half a minute.
 
         Raises:
           UsageError: there is none of this name.
           UnavailableError: the service does not answer, or refuses.
         """
+        backoff = Backoff(threading.Event(), self.address.where)
+        give_up = time.monotonic() + _THROTTLED_SECONDS
         with explained(f"{option} {self.address.where}"):
-            try:
-                self.shards()
-            except ClientError as error:
-                if error_code(error) == "ResourceNotFoundException":
-                    region = self.client.meta.region_name
-                    raise UsageError(
-                        f"{option}: there is no stream {self.address.stream} in {region}"
-                    ) from None
-                raise
+            while True:
+                try:
+                    self.shards()
+                    return
+                except ClientError as error:
+                    if error_code(error) == "ResourceNotFoundException":
+                        region = self.client.meta.region_name
+                        raise UsageError(
+                            f"{option}: there is no stream {self.address.stream} in {region}"
+                        ) from None
+                    if not _passes(error) or time.monotonic() > give_up:
+                        raise
+                    reason = str(error)
+                backoff.wait(reason)
 
     def shards(self) -> tuple[list[Shard], float]:
         """All shards that are not trimmed yet, and the service's clock (seconds, at most one behind)."""

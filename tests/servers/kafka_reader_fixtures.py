@@ -47,9 +47,12 @@ class KafkaJob:
     def all_of(self, reader: Any) -> Rows:
         """Rows until the broker says that these were all that it had when this was called."""
         asked = time.time()
-        return self.read(
-            reader, lambda _: not reader.busy(True) and float(reader.get_watermark()) > asked - 2.1
-        )
+
+        def heard(_: Rows) -> bool:
+            arrival = float(reader.get_watermark()) + reader.options.max_delay_seconds
+            return not reader.busy(True) and arrival > asked
+
+        return self.read(reader, heard)
 
     def fate(self, rows: Rows) -> None:
         """What the sink does with rows that were read."""
