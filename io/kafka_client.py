@@ -16,9 +16,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, TopicDescription
 
-from beamrec.io.hosts import is_loopback
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
+from beamrec.schemas.hosts import is_loopback
 
 __all__ = [
     "CONNECTION",

@@ -11,9 +11,9 @@ from pymysql.connections import Connection
 from pymysql.converters import conversions
 
 from beamrec.io.backend import PASSWORD_VARIABLE, source_password
-from beamrec.io.hosts import is_loopback
 from beamrec.io.registry import reject_password
 from beamrec.schemas.errors import BeamrecError, ConnectionLostError, UnavailableError, UsageError
+from beamrec.schemas.hosts import is_loopback
 
 __all__ = ["PASSWORD_VARIABLE", "close", "open_connection", "shown", "translated"]
 

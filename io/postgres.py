@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import psycopg2
 import psycopg2.extensions
@@ -30,6 +30,7 @@ __all__ = [
     "default_uri",
     "refusal_hint",
     "resolve_uri",
+    "with_secret",
 ]
 
 PASSWORD_VARIABLES = ("BEAMREC_VECTOR_DB_PASSWORD", "VECTOR_DB_PASSWORD")
@@ -85,6 +86,20 @@ def default_uri(home: str | os.PathLike[str]) -> str:
 def resolve_uri(uri: str, home: str | os.PathLike[str]) -> str:
     """What `--vector-db` means: a bare `embedded:` is the server under `home`."""
     return default_uri(home) if uri == "embedded:" else uri
+
+
+def with_secret(uri: str, secret: str | None) -> str:
+    """The URI with where its password is (`io.secrets`), for workers that have another environment.
+
+    Raises:
+      UsageError: `secret` is no such URI.
+    """
+    if not secret:
+        return uri
+    from beamrec.io.secrets import check_secret  # cloud libraries, only where they are asked for
+
+    check_secret(secret, "--vector-db-secret")
+    return f"{uri}{'&' if '?' in uri else '?'}secret={quote(secret, safe='')}"
 
 
 def connection_options(
@@ -184,7 +199,8 @@ def connect(
     """A new connection; `embedded:/folder` starts that server if it is not running.
 
     Args:
-      uri: `postgresql://user@host:port/db` or `embedded:/folder`.
+      uri: `postgresql://user@host:port/db`, with `?secret=` if the password is not in the environment, or
+        `embedded:/folder`.
       password_env: environment variable of the password; None for `PASSWORD_VARIABLES`.
       limits: how long to wait for what.
 
@@ -194,10 +210,10 @@ def connect(
     """
     if uri.startswith("embedded:"):
         uri = embedded.ensure_running(embedded.folder_of(uri)).uri
-    options = connection_options(uri)
+    options = connection_options(uri, more=("secret",))
     where = f"PostgreSQL at {options['host']}:{options['port']}/{options['dbname']}"
     names = (password_env,) if password_env else PASSWORD_VARIABLES
-    password = next((os.environ[name] for name in names if os.environ.get(name)), None)
+    password = _password(options.pop("secret", None), names)
     try:
         return psycopg2.connect(
             **options,
@@ -214,6 +230,14 @@ def connect(
             f"{where}: no connection as user {options['user']}: {reason.removesuffix('?')}; "
             f"{_what_to_check(reason, names)}"
         ) from None
+
+
+def _password(secret: str | None, names: Collection[str]) -> str | None:
+    if secret:
+        from beamrec.io.secrets import read_secret  # cloud libraries, only where they are asked for
+
+        return read_secret(secret, "--vector-db secret=")
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
 def _what_to_check(reason: str, passwords: Collection[str]) -> str:

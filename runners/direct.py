@@ -7,7 +7,7 @@ pipeline contains. It emits everything at the end of its input: right for bounde
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from beamrec.runners.preset import Preset, Say, register
+from beamrec.runners.preset import Job, Preset, Say, register
 
 __all__ = ["DIRECT"]
 
@@ -15,7 +15,7 @@ _FN_API_RUNNER = "apache_beam.runners.portability.fn_api_runner.fn_runner.FnApiR
 
 
 @contextlib.contextmanager
-def _start(beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
+def _start(job: Job, beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
     yield [f"--runner={_FN_API_RUNNER}", *beam_args]
 
 

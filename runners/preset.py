@@ -3,11 +3,23 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["PRESETS", "Preset", "ReadSettings", "Say", "launch", "register"]
+__all__ = [
+    "PRESETS",
+    "Check",
+    "Job",
+    "Password",
+    "Preset",
+    "ReadSettings",
+    "Say",
+    "check_runner",
+    "find_preset",
+    "launch",
+    "register",
+]
 
 
 Say = Callable[[str], None]
@@ -28,21 +40,70 @@ class ReadSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Password:
+    """Where the password of a place comes from; the password itself is nowhere in it.
+
+    Attributes:
+      secret: URI of a secret, if one was given.
+      variable: the environment variable of this process that holds it, if one does.
+      remedy: the option that takes a secret's URI.
+    """
+
+    secret: str | None
+    variable: str | None
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a preset is told of a pipeline.
+
+    Attributes:
+      verb: `batch` or `stream`.
+      places: what workers must reach, by the option that named it: URIs and paths.
+      passwords: of those places that take one, by the same options.
+    """
+
+    verb: str
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    passwords: Mapping[str, Password] = dataclasses.field(default_factory=dict)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the input has no end."""
+        return self.verb == "stream"
+
+
+Check = Callable[[Job, Sequence[str]], str]
+"""Given the job and the user's Beam flags, says what was found; raises BeamrecError with the remedy."""
+
+
+def _runs_here(beam_args: Sequence[str]) -> str | None:
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
     """A runner by our name.
 
     Attributes:
       name: value of `--runner`.
-      start: given the user's Beam flags and somebody to tell what takes long, checks and starts what the
-        runner needs and yields the flags to run with; what it started ends with the `with` block.
+      start: given the job, the user's Beam flags and somebody to tell what takes long, starts what the runner
+        needs and yields the flags to run with; what it started ends with the `with` block.
       read: how unbounded sources are polled on it.
       streams: whether it emits before its input ends.
+      checks: by name, what must hold before anything is started; cheap ones first.
+      template: given Beam flags, the file that the job is written to instead of being run, if there is one.
+      replaces: given Beam flags, whether the job takes the place of one that is still running.
     """
 
     name: str
-    start: Callable[[Sequence[str], Say], contextlib.AbstractContextManager[list[str]]]
+    start: Callable[[Job, Sequence[str], Say], contextlib.AbstractContextManager[list[str]]]
     read: ReadSettings = ReadSettings()
     streams: bool = True
+    checks: Mapping[str, Check] = dataclasses.field(default_factory=dict)
+    template: Callable[[Sequence[str]], str | None] = _runs_here
+    replaces: Callable[[Sequence[str]], bool] = lambda beam_args: False
 
 
 PRESETS: dict[str, Preset] = {}
@@ -54,20 +115,36 @@ def register(preset: Preset) -> Preset:
     return preset
 
 
+def find_preset(name: str) -> Preset:
+    """The preset `name`; a name that is none is one of Beam's own runners, which is passed on as it is."""
+    # Imported here: presets register themselves, and nobody needs them before a pipeline runs.
+    import beamrec.runners.dataflow
+    import beamrec.runners.direct
+    import beamrec.runners.prism  # noqa: F401
+
+    return PRESETS.get(name) or Preset(name, lambda job, args, say: _as_given(name, args))
+
+
+def check_runner(name: str, job: Job, beam_args: Sequence[str]) -> None:
+    """Runs the checks of a preset, before anything is started or written.
+
+    Raises:
+      BeamrecError: of the first check that fails, with the remedy.
+    """
+    for check in find_preset(name).checks.values():
+        check(job, beam_args)
+
+
 @contextlib.contextmanager
 def launch(
-    name: str, beam_args: Sequence[str], say: Say = _LOGGER.warning
+    name: str, beam_args: Sequence[str], say: Say = _LOGGER.warning, job: Job | None = None
 ) -> Iterator[tuple[Preset, list[str]]]:
     """Starts the preset `name` and yields it with the flags for `PipelineOptions`.
 
     A name that is no preset is one of Beam's own runners and is passed on as it is.
     """
-    # Imported here: presets register themselves, and nobody needs them before a pipeline runs.
-    import beamrec.runners.direct
-    import beamrec.runners.prism  # noqa: F401
-
-    preset = PRESETS.get(name) or Preset(name, lambda args, _: _as_given(name, args))
-    with preset.start(beam_args, say) as args:
+    preset = find_preset(name)
+    with preset.start(job or Job("stream"), beam_args, say) as args:
         yield preset, args
 
 

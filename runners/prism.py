@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from beamrec.runners.preset import Preset, Say, register
+from beamrec.runners.preset import Job, Preset, Say, register
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = ["PRISM", "find_prism"]
@@ -97,7 +97,7 @@ def _download(problem: str) -> str:
 
 
 @contextlib.contextmanager
-def _start(beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
+def _start(job: Job, beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
     location, rest = _split_location(beam_args)
     port = _free_port()
     command = [find_prism(location, say), f"--job_port={port}", "--log_kind=json", "--serve_http=false"]
