@@ -29,6 +29,8 @@ from beamrec.io.snapshots import (
 )
 from beamrec.io.source_log import Part, parts_of, read_parts
 from beamrec.io.store import Store
+from beamrec.schemas.events import Fate
+from beamrec.schemas.replays import replaced_fate
 
 __all__ = ["Books", "SourceState"]
 
@@ -99,6 +101,11 @@ class SourceState:
 class Books:
     """The account of an output folder up to what was last read.
 
+    Attributes:
+      records: events that were read; what was replayed is not read again.
+      fates: how many have which fate, those included that a replay has replaced since.
+      replays: how many records a replay gave which fate in place of which, by `replaced/given`.
+
     Args:
       store: the output folder.
     """
@@ -111,6 +118,7 @@ class Books:
         snapshot = newest_account(self._store)
         self.records = snapshot.records if snapshot else 0
         self.fates = collections.Counter(snapshot.fates if snapshot else {})
+        self.replays = collections.Counter(snapshot.replays if snapshot else {})
         self.sources: dict[str, SourceState] = collections.defaultdict(SourceState)
         self._sources_next = snapshot.sources_next if snapshot else 0
         self._shards = collections.Counter(snapshot.shards if snapshot else {})
@@ -146,7 +154,7 @@ class Books:
             self._entries += 1
             for part in parts:
                 self.sources[part.source].read(part)
-                self.records += part.records
+                self.records += part.records if replaced_fate(part.source) is None else 0
         touched: set[str] = set()
         for shard in list_shards(self._store):
             for entry in read_entries(self._store, shard, self._shards[shard]):
@@ -169,6 +177,7 @@ class Books:
         self._rows += entry.rows.num_rows
         for count in pc.value_counts(entry.rows["fate"].combine_chunks()).to_pylist():
             self.fates[count["values"]] += count["counts"]
+        self.replays.update(_replays(entry.rows))
         return self._fate(entry.rows)
 
     def _fate(self, rows: pa.Table) -> set[str]:
@@ -178,6 +187,11 @@ class Books:
             self.sources[source].fate(after[index], position[index])
             touched.add(source)
         return touched
+
+    def final(self, fate: Fate) -> int:
+        """How many records have a fate that no replay has replaced."""
+        replaced = (count for key, count in self.replays.items() if key.startswith(f"{fate}/"))
+        return self.fates[fate] - sum(replaced)
 
     def save_if_due(self) -> bool:
         """Writes a snapshot where enough has come since the last, and removes what is behind two of them."""
@@ -204,10 +218,23 @@ class Books:
             shards={shard: number for shard, number in self._shards.items() if number},
             records=self.records,
             fates=dict(self.fates),
+            replays=dict(self.replays),
             sources=pa.table(sources, schema=SOURCES),
             parts=pa.Table.from_pylist(parts, schema=PARTS),
             loose=pa.Table.from_batches(_loose(states), schema=LOOSE),
         )
+
+
+def _replays(rows: pa.Table) -> collections.Counter[str]:
+    """Rows of an entry by `replaced/given`; those that are no replays count nowhere."""
+    sources, found = rows["source"].combine_chunks(), collections.Counter[str]()
+    for code, name in enumerate(sources.dictionary.to_pylist()):
+        replaced = replaced_fate(name)
+        if replaced is not None:
+            given = rows["fate"].filter(pc.equal(sources.indices, code)).combine_chunks()
+            for count in pc.value_counts(given).to_pylist():
+                found[f"{replaced}/{count['values']}"] += count["counts"]
+    return found
 
 
 def _loose(states: Iterable[tuple[str, SourceState]]) -> Iterator[pa.RecordBatch]:

@@ -5,8 +5,10 @@ The fates live in the shard logs, what was read in the source log; here they are
 
 import dataclasses
 import json
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from beamrec.io.books import Books, SourceState
 from beamrec.io.entries import entry_folder, list_shards, read_entries, unpublished
@@ -15,6 +17,7 @@ from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import Fate
 from beamrec.schemas.paths import RECOMMENDATIONS
+from beamrec.schemas.replays import replaced_fate
 from beamrec.schemas.summary import StageSummary
 
 __all__ = [
@@ -119,15 +122,25 @@ class Account:
     Attributes:
       counts: totals over all runs; `seconds` is 0.
       faults: gaps and overlaps, in words; empty if every record that was read has exactly one fate.
+      replays: records whose dead letter (or expiry) was replayed and got another fate for it, by
+        `replaced/given`. They count once as input, and in `counts` by the fate that they have now.
+      waiting: records that were chosen for a replay which has not come to them: they keep their fate.
     """
 
     counts: StageSummary
     faults: tuple[str, ...]
+    replays: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    waiting: int = 0
 
     @property
     def reconciled(self) -> bool:
         """No gap, no overlap, and the sums agree."""
         return not self.faults and self.counts.reconciled
+
+    @property
+    def replayed(self) -> int:
+        """How many fates a replay has replaced."""
+        return sum(self.replays.values())
 
 
 def account(store: Store) -> Account:
@@ -135,8 +148,9 @@ def account(store: Store) -> Account:
     books = _read(store)
     faults = [f"{path} was never published" for path in unpublished(store)] + books.check()
     for source, state in sorted(books.sources.items()):
-        faults += _faults(source, state)
-    return Account(_summary(books), tuple(faults))
+        faults += ([] if _is_replay(source) else _gaps(source, state)) + _overlaps(source, state)
+    waiting = sum(_waiting(state) for source, state in books.sources.items() if _is_replay(source))
+    return Account(_summary(books), tuple(faults), dict(books.replays), waiting)
 
 
 def _read(store: Store) -> Books:
@@ -148,10 +162,10 @@ def _read(store: Store) -> Books:
 def _summary(books: Books) -> StageSummary:
     return StageSummary(
         records_in=books.records,
-        out=books.fates[Fate.VISIBLE],
-        dead_letters=books.fates[Fate.DEAD_LETTER],
-        duplicates=books.fates[Fate.DUPLICATE],
-        expired=books.fates[Fate.EXPIRED],
+        out=books.final(Fate.VISIBLE),
+        dead_letters=books.final(Fate.DEAD_LETTER),
+        duplicates=books.final(Fate.DUPLICATE),
+        expired=books.final(Fate.EXPIRED),
     )
 
 
@@ -186,13 +200,30 @@ def missing_segments(store: Store) -> list[str]:
     ]
 
 
-def _faults(source: str, state: SourceState) -> list[str]:
+def _is_replay(source: str) -> bool:
+    return replaced_fate(source) is not None
+
+
+def _waiting(state: SourceState) -> int:
+    """Positions of a replay, which follow each other by one, that have no fate from it."""
+    end = state.parts[-1].position if state.parts else 0
+    return end - (state.resume or 0) - len(state.position)
+
+
+def _bounds(state: SourceState) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where what comes next begins, and where what has a fate ends: alike if the source is tiled."""
     end = state.parts[-1].position if state.parts else 0
     begin = state.resume if state.resume is not None else state.begin or 0
-    starts, ends = np.append(state.after, end), np.insert(state.position, 0, begin)
-    faults = []
-    for gap in np.flatnonzero(starts > ends)[:3]:
-        faults.append(f"{source}: no fate for ({ends[gap]}, {starts[gap]}]")
-    for overlap in np.flatnonzero(starts < ends)[:3]:
-        faults.append(f"{source}: more than one fate for ({starts[overlap]}, {ends[overlap]}]")
-    return faults
+    return np.append(state.after, end), np.insert(state.position, 0, begin)
+
+
+def _gaps(source: str, state: SourceState) -> list[str]:
+    starts, ends = _bounds(state)
+    found = np.flatnonzero(starts > ends)[:3]
+    return [f"{source}: no fate for ({ends[gap]}, {starts[gap]}]" for gap in found]
+
+
+def _overlaps(source: str, state: SourceState) -> list[str]:
+    starts, ends = _bounds(state)
+    found = np.flatnonzero(starts < ends)[:3]
+    return [f"{source}: more than one fate for ({starts[at]}, {ends[at]}]" for at in found]

@@ -85,6 +85,7 @@ class AccountSnapshot:
       sources: SOURCES; `begin` NULL where nothing was sealed, `resume` NULL where nothing has a fate.
       parts: PARTS; of each source the last one, and all that are not wholly fated.
       loose: LOOSE; fated intervals beyond `resume`.
+      replays: how many records a replay gave which fate in place of which, as `Books` has it.
     """
 
     sources_next: int
@@ -94,6 +95,7 @@ class AccountSnapshot:
     sources: pa.Table
     parts: pa.Table
     loose: pa.Table
+    replays: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -141,6 +143,7 @@ def write_account(store: Store, snapshot: AccountSnapshot) -> None:
         "shards": {str(shard): number for shard, number in snapshot.shards.items()},
         "records": snapshot.records,
         "fates": dict(snapshot.fates),
+        "replays": dict(snapshot.replays),
     }
     store.create(f"{_ACCOUNTS}/{snapshot.name}", _pack(tables, meta))
 

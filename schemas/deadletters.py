@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Self
 
 from beamrec.schemas.version import __version__
 
@@ -41,3 +41,16 @@ class DeadLetter:
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode(
             "utf-8", "backslashreplace"
         )
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Self:
+        """The inverse of `to_json`; raises ValueError for anything else."""
+        try:
+            record = json.loads(line)
+            record["payload"] = base64.b64decode(record["payload"], validate=True)
+            letter = cls(**record)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"no dead letter: {error}") from None
+        if not isinstance(letter.source, dict) or not isinstance(letter.attempt, int):
+            raise ValueError("no dead letter: source or attempt is of another type")
+        return letter
