@@ -5,6 +5,7 @@ and upsert in tables that are not ours are in `beamrec.io.vector_transforms`, ma
 """
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -181,19 +182,24 @@ class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
 class _EnrichDoFn(_StoreDoFn):
     _shared_serving = shared.Shared()
 
-    def __init__(self, vector_db: str, shop: Shop, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self, vector_db: str, shop: Shop, prepare: Prepare | None = None, release: str | None = None
+    ) -> None:
         super().__init__(vector_db)
         self._shop = shop
         self._prepare = prepare
+        self._release = release
 
     def setup(self) -> None:
         super().setup()
         # One a worker: a second one could not tell that the first has a release prepared already.
-        self._serving = self._shared_serving.acquire(self._make_serving, tag=(self._vector_db, self._shop))
+        tag = (self._vector_db, self._shop, self._release)
+        self._serving = self._shared_serving.acquire(self._make_serving, tag=tag)
 
     def _make_serving(self) -> ServingRelease:
-        releases = self._releases
-        return ServingRelease(releases.active, releases.release, self._prepare)
+        releases, pinned = self._releases, self._release
+        wanted = releases.active if pinned is None else functools.partial(releases.release, pinned)
+        return ServingRelease(wanted, releases.release, self._prepare)
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         release = self._serving.current()
@@ -273,9 +279,10 @@ class _UpsertDoFn(_StoreDoFn):
 
 @dataclasses.dataclass(eq=False)
 class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
-    """`enrich` with the active release, asked for again after a second.
+    """`enrich` with the active release, asked for again after a second, or with one that is named.
 
     Attributes:
+      release: id of a loaded release that serves, active or not; None follows the active one.
       prepare: called with a release before the first batch is stamped with it, beside the one that serves;
         if it raises, that one goes on serving and `release_load_failures` counts it.
     """
@@ -283,10 +290,11 @@ class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
     vector_db: str
     shop: Shop
     prepare: Prepare | None = None
+    release: str | None = None
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """[event_schema] -> [the same with `known` and `similar`, stamped with a release]."""
-        look_up = beam.ParDo(_EnrichDoFn(self.vector_db, self.shop, self.prepare))
+        look_up = beam.ParDo(_EnrichDoFn(self.vector_db, self.shop, self.prepare, self.release))
         return batches | "LookUp" >> look_up.with_output_types(pa.RecordBatch)
 
 

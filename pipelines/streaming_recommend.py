@@ -102,6 +102,10 @@ class StreamOptions(VerbOptions):
 class StreamConfig:
     """A validated job; what `build` needs and nothing else.
 
+    Attributes:
+      release: id of the release that scores; None takes the active one, whichever it is at the moment.
+      serving: whether the serving table gets the recommendations.
+
     Raises:
       UsageError: at construction, for a value out of range.
     """
@@ -111,6 +115,8 @@ class StreamConfig:
     vector_db: str
     shop: Shop
     run: str
+    release: str | None = None
+    serving: bool = True
     window_seconds: int = 60
     allowed_lateness: float = 3600.0
     max_delay: float = 2.0
@@ -159,13 +165,18 @@ class StreamConfig:
     @property
     def settings(self) -> Settings:
         """What must not change in the output folder."""
+        of_input = identity(self.input)
+        return Settings(
+            self.shards, of_input, self.dedupe_key, self.shop.name, self.event_mapping, self.format
+        )
+
+    @property
+    def event_mapping(self) -> str:
+        """How events map to ids and customers, as the output folder keeps it."""
         keys = (self.shop.customers.key_type, self.shop.products.key_type)
         # How many clicks a history holds changes no id.
         events = {k: v for k, v in dataclasses.asdict(self.shop.events).items() if k != "history_length"}
-        mapping = json.dumps([events, *keys])
-        return Settings(
-            self.shards, identity(self.input), self.dedupe_key, self.shop.name, mapping, self.format
-        )
+        return json.dumps([events, *keys])
 
     @property
     def segments(self) -> SegmentFormat:
@@ -195,9 +206,21 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
         | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds)
         | "ParseEvents" >> ParseEvents(config.shop, config.dedupe_key, config.future_tolerance)
     )
+    recommend_events(parsed, config)
+
+
+def recommend_events(parsed: Any, config: StreamConfig, allowed_lateness: float | None = None) -> None:
+    """Parsed events to sinks, wherever they come from.
+
+    Args:
+      parsed: what `ParseEvents` or `ParseReplayed` returns.
+      allowed_lateness: instead of that of `config` [s].
+    """
     handler = TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache))
     windows = parsed.events | "SplitWindows" >> SplitWindows(
-        config.window_seconds, config.allowed_lateness, config.max_delay
+        config.window_seconds,
+        config.allowed_lateness if allowed_lateness is None else allowed_lateness,
+        config.max_delay,
     )
     events = windows.events | "WindowEvents" >> WindowBatches(config.window_seconds)
     length, hours = config.shop.events.history_length, 2 * config.dedupe_horizon
@@ -205,16 +228,18 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
         events |= "SessionHistory" >> SessionHistory(config.vector_db, length, hours)
     recommended = (
         events
-        | "EnrichFromPgvector" >> EnrichFromPgvector(config.vector_db, config.shop, handler.prepare)
+        | "EnrichFromPgvector"
+        >> EnrichFromPgvector(config.vector_db, config.shop, handler.prepare, config.release)
         | "UserTower" >> RunInference(handler)
         | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
         | "Recommend" >> Recommend(config.items)
     )
-    _ = (
-        recommended
-        | "ServingRows" >> ServingRows(config.shop)
-        | "UpsertServing" >> UpsertServing(config.vector_db)
-    )
+    if config.serving:
+        _ = (
+            recommended
+            | "ServingRows" >> ServingRows(config.shop)
+            | "UpsertServing" >> UpsertServing(config.vector_db)
+        )
     failed = (
         (parsed.dead, windows.expired)
         | "Failures" >> beam.Flatten()
