@@ -29,7 +29,9 @@ __all__ = [
     "drain_requested",
     "fix_settings",
     "missing_segments",
+    "put_settings",
     "request_drain",
+    "stored_settings",
 ]
 
 _SETTINGS = "_ledger/settings.json"
@@ -70,10 +72,7 @@ def fix_settings(store: Store, settings: Settings) -> None:
         )
     if store.create(_SETTINGS, json.dumps(dataclasses.asdict(settings)).encode()):
         return
-    try:
-        stored = Settings(**json.loads(store.read(_SETTINGS)))
-    except (ValueError, TypeError) as error:
-        raise BeamrecError(f"{_SETTINGS} of the output folder is damaged ({error}); restore it") from error
+    stored = stored_settings(store)
     for field in dataclasses.fields(Settings):
         old, new = getattr(stored, field.name), getattr(settings, field.name)
         if old != new:
@@ -81,6 +80,29 @@ def fix_settings(store: Store, settings: Settings) -> None:
                 f"this output folder was begun with {field.name} = {old!r} and cannot go on with {new!r}: "
                 "what is there and what comes would not fit together; use the old value or another --output"
             )
+
+
+def stored_settings(store: Store) -> Settings:
+    """The settings that an output folder was begun with, or that a replay has mended.
+
+    Raises:
+      UsageError: it is no output folder of a stream.
+      BeamrecError: they are damaged.
+    """
+    try:
+        return Settings(**json.loads(store.read(_SETTINGS)))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{store.uri} is no output folder of `stream`: {_SETTINGS} is missing. (Dead letters of `batch` "
+            "are mended in the source: run `batch` again.)"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise BeamrecError(f"{_SETTINGS} of the output folder is damaged ({error}); restore it") from error
+
+
+def put_settings(store: Store, settings: Settings) -> None:
+    """Replaces the settings of an output folder; by who holds its lease and knows that they fit."""
+    store.put(_SETTINGS, json.dumps(dataclasses.asdict(settings)).encode(), durable=True)
 
 
 def request_drain(store: Store, run: str) -> None:
