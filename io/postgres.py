@@ -96,6 +96,8 @@ def with_secret(uri: str, secret: str | None) -> str:
     """
     if not secret:
         return uri
+    if uri.startswith("embedded:"):
+        raise UsageError("--vector-db-secret: the embedded server asks for no password; give its URI alone")
     from beamrec.io.secrets import check_secret  # cloud libraries, only where they are asked for
 
     check_secret(secret, "--vector-db-secret")

@@ -14,7 +14,9 @@ from beamrec.io.store import open_store, with_beam_options
 from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
+from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.verb_options import VerbOptions
+from beamrec.runners.preset import Job
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.shop import Shop, load_shop
 
@@ -35,7 +37,7 @@ class BatchOptions(VerbOptions):
         add("--source-secret", help="where its password is, if not in the environment [URI]")
         add("--output", default=default("output"), help="output folder: a path, s3:// or gs:// [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
-        add("--runner", default="direct", help="direct, prism, or a Beam runner's own name")
+        add("--runner", default="direct", help="direct, prism, dataflow, or a Beam runner's own name")
         add("--readers", type=int, default=2, help="connections that read at a time [connections]")
         add(
             "--range-rows",
@@ -128,6 +130,11 @@ class BatchConfig:
     def access(self) -> Access:
         """How the source is reached."""
         return Access(self.source, self.secret, self.readers, self.snapshot, self.read == "packed")
+
+    @property
+    def job(self) -> Job:
+        """What the runner's preset is told."""
+        return place_job("batch", {"--source": self.source, "--output": self.output}, self.secret)
 
     @property
     def recorded(self) -> dict[str, Any]:

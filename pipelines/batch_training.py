@@ -25,7 +25,7 @@ from beamrec.io.sql import CHECKS, RATINGS, SNAPSHOT, ReadRatings, Verification
 from beamrec.io.store import open_store
 from beamrec.pipelines.batch_options import BatchConfig, parse
 from beamrec.pipelines.console import Console
-from beamrec.runners.preset import launch
+from beamrec.runners.preset import check_runner, find_preset, launch
 from beamrec.schemas.errors import BadDataError, BeamrecError
 from beamrec.schemas.summary import StageSummary
 from beamrec.transforms.drift import check_drift, drift
@@ -33,7 +33,7 @@ from beamrec.transforms.join import JoinFeatures
 from beamrec.transforms.profile import ProfileRatings
 from beamrec.transforms.validate import DEAD_LETTERS, TALLIES, VALID, ValidateRatings
 
-__all__ = ["BatchResult", "build", "main", "run", "run_batch"]
+__all__ = ["BatchResult", "build", "main", "run", "run_batch", "write_template"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +100,14 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
         may arrive as the runner's own, with this one in its text.
     """
     began = time.monotonic()
+    check_runner(runner, config.job, beam_args)
     if config.catalog is not None:
         check_access(config.catalog)
     with OutputLock(config.output, config.run):
-        with launch(runner, beam_args) as (_, args), beam.Pipeline(options=PipelineOptions(args)) as pipeline:
+        with (
+            launch(runner, beam_args, job=config.job) as (_, args),
+            beam.Pipeline(options=PipelineOptions(args)) as pipeline,
+        ):
             build(pipeline, config)
         published = count_published(config.output)
         manifest = read_manifest(config.output)
@@ -121,6 +125,20 @@ def run_batch(config: BatchConfig, runner: str = "direct", beam_args: Sequence[s
     return BatchResult(counts, manifest, open_store(config.output).uri)
 
 
+def write_template(config: BatchConfig, runner: str, beam_args: Sequence[str]) -> None:
+    """Writes the job to where its options say, for the service to start; runs nothing.
+
+    Raises:
+      BeamrecError: the source or the output is not usable.
+    """
+    check_runner(runner, config.job, beam_args)
+    # Who let itself in last may publish: the job, which has this run's id.
+    with OutputLock(config.output, config.run), launch(runner, beam_args, job=config.job) as (_, args):
+        pipeline = beam.Pipeline(options=PipelineOptions(args))
+        build(pipeline, config)
+        pipeline.run()
+
+
 def _register(catalog: str, manifest: Manifest, location: str) -> None:
     try:
         register(catalog, manifest, location)
@@ -135,6 +153,11 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     """`beamrec batch`: parses, runs, and returns the `--json` object."""
     console = console or Console()
     config, runner, beam_args = parse(argv, console)
+    template = find_preset(runner).template(beam_args)
+    if template:
+        write_template(config, runner, beam_args)
+        console.print(f"the job is written to {template}")
+        return {"template": template}
     console.status(f"reading {config.shop.ratings.name} of {scheme_of(config.source)}:// …")
     result = run_batch(config, runner, beam_args)
     counts, changes = result.counts, result.manifest.changes

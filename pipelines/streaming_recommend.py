@@ -1,5 +1,6 @@
 """The unbounded pipeline: click stream in, recommendations out (hourly files and serving table)."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -15,8 +16,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import ReadEvents, SourceOptions, identity, open_sources
 from beamrec.io.lease import Lease
 from beamrec.io.ledger import Settings, account, fix_settings
-from beamrec.io.pgvector import ReleaseStore
-from beamrec.io.postgres import resolve_uri
+from beamrec.io.postgres import resolve_uri, with_secret
 from beamrec.io.registry import scheme_of
 from beamrec.io.release_folders import FetchRelease
 from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
@@ -25,14 +25,16 @@ from beamrec.io.segments import WriteSegments
 from beamrec.io.session_history import SessionHistory
 from beamrec.io.shard_log import finish_publications
 from beamrec.io.sinks import open_sink
-from beamrec.io.store import clean_staged, open_store, with_beam_options
+from beamrec.io.store import Store, clean_staged, open_store, with_beam_options
 from beamrec.model.handler import TwoTowerHandler
+from beamrec.pipelines.active_release import active_release
 from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.job import run_job
+from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.verb_options import VerbOptions
-from beamrec.runners.preset import ReadSettings, launch
+from beamrec.runners.preset import Job, ReadSettings, check_runner, find_preset, launch
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import event_schema
 from beamrec.schemas.paths import PartitionStyle
@@ -45,7 +47,16 @@ from beamrec.transforms.recommend import FormatRecords, OutputShape, Recommend
 from beamrec.transforms.serving import ServingRows
 from beamrec.transforms.windows import SplitWindows, WindowBatches
 
-__all__ = ["StreamConfig", "StreamOptions", "StreamResult", "build", "main", "run", "run_stream"]
+__all__ = [
+    "StreamConfig",
+    "StreamOptions",
+    "StreamResult",
+    "build",
+    "main",
+    "run",
+    "run_stream",
+    "write_template",
+]
 
 
 class StreamOptions(VerbOptions):
@@ -58,8 +69,9 @@ class StreamOptions(VerbOptions):
         add("--output", default=default("output"), help="output folder, or s3:// or gs:// prefix [URI]")
         add("--also", action="append", help="a stream to write the recommendations to as well [URI]")
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
+        add("--vector-db-secret", help="where its password is, if not in the environment [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
-        add("--runner", default="prism", help="prism, direct, or a Beam runner's own name")
+        add("--runner", default="prism", help="prism, direct, dataflow, or a Beam runner's own name")
         add(
             "--window-seconds",
             type=int,
@@ -179,6 +191,13 @@ class StreamConfig:
         return json.dumps([events, *keys])
 
     @property
+    def job(self) -> Job:
+        """What the runner's preset is told."""
+        places = {"--input": self.input, "--output": self.output, "--vector-db": self.vector_db}
+        more = {f"--also {number}": uri for number, uri in enumerate(self.also, start=1)}
+        return place_job("stream", {**places, **more})
+
+    @property
     def segments(self) -> SegmentFormat:
         """How recommendations are written."""
         return SegmentFormat(self.format, record_schema(self.shop, self.output_shape == "course"))
@@ -260,27 +279,6 @@ def recommend_events(parsed: Any, config: StreamConfig, allowed_lateness: float 
     )
 
 
-def _active_release(config: StreamConfig) -> str:
-    """Id of the active release, which must have been trained for this shop."""
-    store = ReleaseStore(config.vector_db)
-    active = store.active()
-    if active is None:
-        loaded = [release["id"] for release in store.releases()]
-        then = (
-            f"`beamrec release promote {loaded[0]}`" if loaded else "`beamrec train`, `beamrec release load`"
-        )
-        raise UsageError(f"no release is active; next: {then}")
-    inputs = store.show(active.id)["manifest"]["user_inputs"]
-    columns = [config.shop.customers.key, *(f.column for f in config.shop.user_features)]
-    if inputs and [entry["column"] for entry in inputs] != columns:
-        raise UsageError(
-            f"the active release {active.id} was trained for a shop with the inputs "
-            f"{[entry['column'] for entry in inputs]}, not {columns}: give the same --shop, or promote a "
-            "release of this one"
-        )
-    return active.id
-
-
 def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> StreamResult:
     """Runs the job until it is drained or its input ends, and adds up the output folder.
 
@@ -290,22 +288,12 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
       BeamrecError: the job failed.
     """
     began = time.monotonic()
-    store = open_store(config.output)
-    # Before anything is started or written: a mistyped input must not bind the output folder to it.
-    open_sources(config.input, config.source)
-    for uri in config.also:
-        open_sink(uri)
-    release = _active_release(config)
-    store.check()
-    console.status(
-        f"serving release {release}; reading {config.input}; a recommendation is written when its "
-        f"{config.window_seconds} s window closes"
-    )
-    with Lease(store, config.run):
-        fix_settings(store, config.settings)
-        finish_publications(store)
-        clean_staged(store)
-        with launch(runner, beam_args, console.status) as (preset, args):
+    store = _check_all(config, runner, beam_args, console)
+    # A job that takes another's place needs its output; the service sees to it that it is one at a time.
+    replaces = find_preset(runner).replaces(beam_args)
+    with contextlib.nullcontext() if replaces else Lease(store, config.run):
+        _begin_output(store, config)
+        with launch(runner, beam_args, console.status, config.job) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
             build(pipeline, config, preset.read)
             if not preset.streams:
@@ -322,11 +310,53 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     return StreamResult(dataclasses.replace(found.counts, seconds=time.monotonic() - began), store.uri)
 
 
+def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> Store:
+    """What can be wrong is said before anything is started or written.
+
+    A mistyped input must not bind the output folder to it.
+    """
+    check_runner(runner, config.job, beam_args)
+    store = open_store(config.output)
+    open_sources(config.input, config.source)
+    for uri in config.also:
+        open_sink(uri)
+    release = active_release(config.vector_db, config.shop)
+    # Workers load the towers from where `release load` found them.
+    check_runner(runner, Job("stream", {f"the active release {release.id}": release.uri}), beam_args)
+    store.check()
+    console.status(
+        f"serving release {release.id}; reading {config.input}; a recommendation is written when its "
+        f"{config.window_seconds} s window closes"
+    )
+    return store
+
+
+def _begin_output(store: Store, config: StreamConfig) -> None:
+    fix_settings(store, config.settings)
+    finish_publications(store)
+    clean_staged(store)
+
+
+def write_template(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> None:
+    """Writes the job to where its options say, for the service to start; runs nothing.
+
+    Raises:
+      UsageError: as `run_stream` does.
+    """
+    store = _check_all(config, runner, beam_args, console)
+    with Lease(store, config.run), launch(runner, beam_args, console.status, config.job) as (preset, args):
+        _begin_output(store, config)
+        pipeline = beam.Pipeline(options=PipelineOptions(args))
+        build(pipeline, config, preset.read)
+        pipeline.run()
+
+
 def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, list[str]]:
     """Flags as (config, runner, flags for Beam); raises UsageError."""
     values, beam_args = parse_pipeline("stream", StreamOptions, argv)
     fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner", "also")}
-    fields["vector_db"] = resolve_uri(fields["vector_db"], console.home)
+    secret = fields.pop("vector_db_secret")
+    fields["vector_db"] = with_secret(resolve_uri(fields["vector_db"], console.home), secret)
     if scheme_of(fields["input"] or "") in ("s3", "gs"):
         fields["input"] = with_beam_options(fields["input"], beam_args, "--input")
     if fields["output"]:
@@ -348,6 +378,11 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     """`beamrec stream`: parses, runs, and returns the `--json` object."""
     console = console or Console()
     config, runner, beam_args = parse(argv, console)
+    template = find_preset(runner).template(beam_args)
+    if template:
+        write_template(config, runner, beam_args, console)
+        console.print(f"the job is written to {template}")
+        return {"template": template}
     result = run_stream(config, runner, beam_args, console)
     counts = result.counts
     console.print(
@@ -355,14 +390,8 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
         f"{counts.dead_letters:,} dead letters, {counts.duplicates:,} duplicates, "
         f"{counts.expired:,} expired: {result.output}"
     )
-    return {
-        **result.counts.to_dict(),
-        "reconciled": True,
-        "paths": {
-            "recommendations": f"{result.output}/recommendations",
-            "errors": f"{result.output}/errors",
-        },
-    }
+    paths = {"recommendations": f"{result.output}/recommendations", "errors": f"{result.output}/errors"}
+    return {**result.counts.to_dict(), "reconciled": True, "paths": paths}
 
 
 def main() -> None:

@@ -1,0 +1,34 @@
+"""The release that a streaming job begins with."""
+
+from beamrec.io.pgvector import ReleaseStore
+from beamrec.schemas.errors import UsageError
+from beamrec.schemas.releases import ActiveRelease
+from beamrec.schemas.shop import Shop
+
+__all__ = ["active_release"]
+
+
+def active_release(vector_db: str, shop: Shop) -> ActiveRelease:
+    """The active release of a vector store, which must have been trained for this shop.
+
+    Raises:
+      UsageError: none is active, or it was trained for a shop with other inputs.
+      UnavailableError: the store is away.
+    """
+    store = ReleaseStore(vector_db)
+    active = store.active()
+    if active is None:
+        loaded = [release["id"] for release in store.releases()]
+        then = (
+            f"`beamrec release promote {loaded[0]}`" if loaded else "`beamrec train`, `beamrec release load`"
+        )
+        raise UsageError(f"no release is active; next: {then}")
+    inputs = store.show(active.id)["manifest"]["user_inputs"]
+    columns = [shop.customers.key, *(feature.column for feature in shop.user_features)]
+    if inputs and [entry["column"] for entry in inputs] != columns:
+        raise UsageError(
+            f"the active release {active.id} was trained for a shop with the inputs "
+            f"{[entry['column'] for entry in inputs]}, not {columns}: give the same --shop, or promote a "
+            "release of this one"
+        )
+    return active
