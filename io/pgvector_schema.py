@@ -6,7 +6,7 @@ release of another dimension; each partition has its own index on the typed cast
 
 import psycopg2
 
-from beamrec.schemas.errors import UnavailableError, UsageError
+from beamrec.schemas.errors import RefusedError, UsageError
 from beamrec.schemas.releases import check_release_id
 
 __all__ = [
@@ -23,7 +23,7 @@ PARTITIONED_TABLES = (*EMBEDDING_TABLES, "item_neighbours")
 _SCHEMA_LOCK = 0x6265616D  # "beam": CREATE … IF NOT EXISTS still races between two first starts
 # Which tables stand there is written on one of them, so that a start that changes nothing runs no DDL: that
 # would wait for every reader, and a role that only reads may not.
-_VERSION = 2
+_VERSION = 3
 _VERSION_MARK = "beamrec: store version "
 
 _TABLES = """
@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS beamrec.recommendations_log (
 CREATE INDEX IF NOT EXISTS recommendations_log_event_time ON beamrec.recommendations_log (event_time);
 """
 
-# Since version 2. `search` is how the release is best searched, `built` how its tables were made;
+# Version 2. `search` is how the release is best searched, `built` how its tables were made;
 # `items_version` counts what was upserted into its catalogue; `forced` names guards that were overruled.
 _SINCE_VERSION_1 = """
 ALTER TABLE beamrec.releases ADD COLUMN IF NOT EXISTS search jsonb,
@@ -69,6 +69,17 @@ ALTER TABLE beamrec.release_audit ADD COLUMN IF NOT EXISTS forced text[] NOT NUL
 CREATE TABLE IF NOT EXISTS beamrec.release_loads (
   id text PRIMARY KEY, checksum text NOT NULL, options jsonb NOT NULL, built jsonb NOT NULL DEFAULT '{}',
   done text[] NOT NULL DEFAULT '{}', touched_at timestamptz NOT NULL DEFAULT clock_timestamp());
+"""
+
+# Version 3: the single clicks of sessions, each with the ones before it (`session_history`).
+_SINCE_VERSION_2 = """
+CREATE TABLE IF NOT EXISTS beamrec.session_clicks (
+  session text COLLATE "C" NOT NULL, event_id text COLLATE "C" NOT NULL, event_time_us bigint NOT NULL,
+  product text NOT NULL, in_cart boolean NOT NULL, products text[] NOT NULL, in_carts boolean[] NOT NULL,
+  seen_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, event_id));
+CREATE INDEX IF NOT EXISTS session_clicks_order
+  ON beamrec.session_clicks (session, event_time_us, event_id) INCLUDE (product, in_cart);
+CREATE INDEX IF NOT EXISTS session_clicks_age ON beamrec.session_clicks (seen_at);
 """
 
 
@@ -94,7 +105,7 @@ def ensure_schema(cursor: psycopg2.extensions.cursor) -> None:
     """Creates or migrates what is not as this version has it; safe at every start and from many processes.
 
     Raises:
-      UnavailableError: pgvector is not installed there, or the user may not create it or our tables.
+      RefusedError: pgvector is not installed there, or the user may not create it or our tables.
       UsageError: a newer version made the tables.
     """
     if is_ready(cursor):
@@ -111,9 +122,10 @@ def ensure_schema(cursor: psycopg2.extensions.cursor) -> None:
             cursor.execute("CREATE SCHEMA beamrec")
         cursor.execute(_TABLES)
         cursor.execute(_SINCE_VERSION_1)
+        cursor.execute(_SINCE_VERSION_2)
         cursor.execute("COMMENT ON TABLE beamrec.releases IS %s", [f"{_VERSION_MARK}{_VERSION}"])
     except psycopg2.errors.InsufficientPrivilege as error:
-        raise UnavailableError(
+        raise RefusedError(
             f"--vector-db: the tables of beamrec are missing there or of an older version, and this user may "
             f"not make them ({str(error).splitlines()[0]}); run the command once as the owner of the schema "
             "beamrec, or GRANT CREATE ON DATABASE to this user"
@@ -124,9 +136,9 @@ def _create_extension(cursor: psycopg2.extensions.cursor) -> None:
     try:
         cursor.execute("CREATE EXTENSION vector")
     except (psycopg2.errors.FeatureNotSupported, psycopg2.errors.UndefinedFile) as error:
-        raise UnavailableError("--vector-db: pgvector is not installed on that server") from error
+        raise RefusedError("--vector-db: pgvector is not installed on that server") from error
     except psycopg2.errors.InsufficientPrivilege as error:
-        raise UnavailableError(
+        raise RefusedError(
             "--vector-db: the extension `vector` is missing there; an administrator must run "
             "CREATE EXTENSION vector in that database"
         ) from error

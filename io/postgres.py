@@ -18,7 +18,7 @@ import psycopg2.extensions
 
 from beamrec.io import embedded
 from beamrec.io.postgres_pool import Limits, Pool, is_lost, passes, passes_for_a_while
-from beamrec.schemas.errors import ConnectionLostError, UnavailableError, UsageError
+from beamrec.schemas.errors import ConnectionLostError, RefusedError, UnavailableError, UsageError
 
 __all__ = [
     "NETWORK_OPTIONS",
@@ -330,7 +330,7 @@ def _may_pass(error: Exception, waited_seconds: float) -> bool:
     """Whether waiting can mend the error; not a refusal, and not what lasts on a server that answers."""
     if isinstance(error, psycopg2.Error):
         return passes(error) or (passes_for_a_while(error) and waited_seconds < _A_WHILE_SECONDS)
-    return refusal_hint(str(error)) is None
+    return not isinstance(error, RefusedError) and refusal_hint(str(error)) is None
 
 
 def _explained(error: Exception) -> Exception:

@@ -19,27 +19,26 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.pgvector_schema import ensure_schema
 from beamrec.io.postgres import Database, Limits
-from beamrec.schemas.errors import UnavailableError
+from beamrec.schemas.errors import RefusedError
 from beamrec.schemas.events import SESSION
 
-__all__ = ["Click", "SessionHistory", "add_history", "ensure_clicks", "keep_clicks", "remove_old_clicks"]
+__all__ = [
+    "Click",
+    "SessionHistory",
+    "add_history",
+    "check_clicks",
+    "check_history",
+    "keep_clicks",
+    "remove_old_clicks",
+]
 
 # Two threads of a worker may ask at a time; others wait, and so does the source behind them.
 _LIMITS = Limits(connections=2, statement_seconds=60, lock_seconds=30)
-_SCHEMA_LOCK = 0x6265616D  # that of pgvector_schema: CREATE … IF NOT EXISTS races between two first starts
+# Old clicks go twice as fast as new ones come, so the table holds no more than the time it is kept for.
+_CLICKS_A_REMOVAL = 1_000
 _REMOVE_SECONDS = 600.0
-_REMOVED_AT_A_TIME = 10_000
-
-_TABLE = """
-CREATE TABLE IF NOT EXISTS beamrec.session_clicks (
-  session text COLLATE "C" NOT NULL, event_id text COLLATE "C" NOT NULL, event_time_us bigint NOT NULL,
-  product text NOT NULL, in_cart boolean NOT NULL, products text[] NOT NULL, in_carts boolean[] NOT NULL,
-  seen_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, event_id));
-CREATE INDEX IF NOT EXISTS session_clicks_order
-  ON beamrec.session_clicks (session, event_time_us, event_id) INCLUDE (product, in_cart);
-CREATE INDEX IF NOT EXISTS session_clicks_age ON beamrec.session_clicks (seen_at);
-"""
 
 # What a batch may need of the table: of each of its sessions the clicks before the first of the batch, as
 # many as a history holds, and those behind it, which late clicks have. A click that is there already keeps
@@ -73,10 +72,17 @@ ON CONFLICT (session, event_id) DO UPDATE SET seen_at = excluded.seen_at
 RETURNING c.session, c.event_id, c.products, c.in_carts
 """
 
+# Who removes never waits for who keeps, so they cannot wait for each other.
 _REMOVE = """
-DELETE FROM beamrec.session_clicks WHERE (session, event_id) IN (
-  SELECT session, event_id FROM beamrec.session_clicks WHERE seen_at < now() - %s * interval '1 hour'
-  ORDER BY session, event_id LIMIT %s FOR UPDATE SKIP LOCKED)
+DELETE FROM beamrec.session_clicks WHERE ctid = ANY(ARRAY(
+  SELECT ctid FROM beamrec.session_clicks WHERE seen_at < now() - %s * interval '1 hour'
+  ORDER BY seen_at LIMIT %s FOR UPDATE SKIP LOCKED))
+"""
+
+_MISSING_RIGHTS = """
+SELECT string_agg(name, ', '), quote_ident(current_user)
+FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS name
+WHERE NOT has_table_privilege('beamrec.session_clicks', name)
 """
 
 
@@ -94,26 +100,20 @@ class Click:
 _History = list[tuple[str, bool]]
 
 
-def ensure_clicks(cursor: psycopg2.extensions.cursor) -> None:
-    """Creates the table where it is missing; safe at every start and from many processes.
+def check_clicks(cursor: psycopg2.extensions.cursor) -> None:
+    """Makes the table where it is missing, and asks whether this user may use it.
 
     Raises:
-      UnavailableError: it is missing, and this user may not make it.
+      RefusedError: the table is missing and this user may not make it, or has no right to change it.
     """
-    cursor.execute("SELECT to_regclass('beamrec.session_clicks') IS NOT NULL")
-    if cursor.fetchone()[0]:
-        return
-    cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
-    try:
-        cursor.execute("SELECT to_regnamespace('beamrec') IS NULL")
-        if cursor.fetchone()[0]:  # IF NOT EXISTS would ask for the privilege where it is not needed
-            cursor.execute("CREATE SCHEMA beamrec")
-        cursor.execute(_TABLE)
-    except psycopg2.errors.InsufficientPrivilege as error:
-        raise UnavailableError(
-            "--vector-db: the table beamrec.session_clicks is missing there, and this user may not make it "
-            f"({str(error).splitlines()[0]}); run the stream once as the owner of the schema beamrec"
-        ) from error
+    ensure_schema(cursor)
+    cursor.execute(_MISSING_RIGHTS)
+    missing, user = cursor.fetchone()
+    if missing:
+        raise RefusedError(
+            f"--vector-db: user {user} may not use beamrec.session_clicks, where the clicks of sessions are "
+            f"kept; its owner may say: GRANT {missing} ON beamrec.session_clicks TO {user}"
+        )
 
 
 def keep_clicks(
@@ -150,9 +150,9 @@ def keep_clicks(
     }
 
 
-def remove_old_clicks(cursor: psycopg2.extensions.cursor, hours: float) -> int:
-    """Removes some of the clicks that were seen last so many hours ago; returns how many."""
-    cursor.execute(_REMOVE, [hours, _REMOVED_AT_A_TIME])
+def remove_old_clicks(cursor: psycopg2.extensions.cursor, hours: float, most: int) -> int:
+    """Removes clicks that were seen last so many hours ago, `most` at a time; returns how many."""
+    cursor.execute(_REMOVE, [hours, most])
     return int(cursor.rowcount)
 
 
@@ -198,6 +198,16 @@ def add_history(batch: pa.RecordBatch, before: dict[tuple[str, str], _History]) 
     return batch.set_column(batch.schema.get_field_index("history"), batch.schema.field("history"), column)
 
 
+def check_history(vector_db: str) -> None:
+    """Whether a job may keep clicks in that database, before it starts; makes the table if it may.
+
+    Raises:
+      RefusedError: as `check_clicks`.
+      UnavailableError: the database is away.
+    """
+    Database(vector_db).transaction(check_clicks)
+
+
 class _Clicks:
     """The table, as a worker process knows it: one pool of connections, however many threads it has."""
 
@@ -205,20 +215,27 @@ class _Clicks:
         self._database = Database(vector_db, patient=True, limits=_LIMITS)
         self._keep_hours = keep_hours
         self._lock = threading.Lock()
-        self._next_removal = time.monotonic() + _REMOVE_SECONDS
-        self._database.transaction(ensure_clicks)
+        self._kept, self._next_removal = 0, time.monotonic() + _REMOVE_SECONDS
+        self._database.transaction(check_clicks)
 
     def keep(self, clicks: list[Click], length: int) -> dict[tuple[str, str], _History]:
         """`keep_clicks`, waiting out an outage; now and then old clicks are removed."""
         found = self._database.transaction(lambda cursor: keep_clicks(cursor, clicks, length))
-        with self._lock:
-            due = time.monotonic() >= self._next_removal
-            if due:
-                self._next_removal = time.monotonic() + _REMOVE_SECONDS
-        if due:
-            removed = self._database.transaction(lambda cursor: remove_old_clicks(cursor, self._keep_hours))
+        most = self._removal_due(len(clicks))
+        if most:
+            removed = self._database.transaction(lambda c: remove_old_clicks(c, self._keep_hours, most))
             Metrics.counter("session_history", "removed").inc(removed)
         return found
+
+    def _removal_due(self, kept: int) -> int:
+        """How many old clicks may go now; 0 if it is too early."""
+        with self._lock:
+            self._kept += kept
+            if self._kept < _CLICKS_A_REMOVAL and time.monotonic() < self._next_removal:
+                return 0
+            most, self._kept = 2 * max(self._kept, _CLICKS_A_REMOVAL), 0
+            self._next_removal = time.monotonic() + _REMOVE_SECONDS
+            return most
 
 
 class _HistoryDoFn(beam.DoFn):  # type: ignore[misc]

@@ -4,7 +4,14 @@
 unavailable. Messages say where, what was expected, what came and what to do next, and carry no secret.
 """
 
-__all__ = ["BadDataError", "BeamrecError", "ConnectionLostError", "UnavailableError", "UsageError"]
+__all__ = [
+    "BadDataError",
+    "BeamrecError",
+    "ConnectionLostError",
+    "RefusedError",
+    "UnavailableError",
+    "UsageError",
+]
 
 
 class BeamrecError(Exception):
@@ -29,6 +36,10 @@ class UnavailableError(BeamrecError):
     """An outside system did not answer, refused the login or lacks a privilege."""
 
     exit_code = 4
+
+
+class RefusedError(UnavailableError):
+    """An outside system answers and says no: waiting mends nothing."""
 
 
 class ConnectionLostError(UnavailableError):

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 
 from beamrec.io.pgvector import ReleaseStore
+from beamrec.io.postgres import Database
+from beamrec.io.session_history import check_history, remove_old_clicks
 from beamrec.schemas.errors import UnavailableError
 from beamrec.schemas.releases import ReleaseContents
 from beamrec.schemas.serving import ServingRow
@@ -48,6 +50,8 @@ def test_a_role_with_the_documented_grants_streams_and_promotes_nothing(
     row = ServingRow("7", "event", now, now, "after", "popular", "[]", "[]")
     assert (stream.upsert_latest([row]), stream.append_log([row])) == (1, 1)
     assert stream.upsert_latest([row]) == 0
+    check_history(stream.uri)
+    Database(stream.uri).transaction(lambda cursor: remove_old_clicks(cursor, 48, 10))
     with pytest.raises(UnavailableError, match="GRANT SELECT ON"):
         stream.promote("before", "not mine")
     owner.close()

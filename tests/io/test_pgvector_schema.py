@@ -132,6 +132,22 @@ def test_tables_of_a_newer_version_are_refused_and_stay_as_they_are(
         assert cursor.fetchone() == ("beamrec: store version 9",)
 
 
+def test_the_clicks_that_a_stream_kept_survive_a_migration(store: ReleaseStore, database: str) -> None:
+    execute(
+        database,
+        "INSERT INTO beamrec.session_clicks VALUES ('a', 'a-1', 1, 'P1', true, '{}', '{}');"
+        "DROP INDEX beamrec.session_clicks_age;"
+        "COMMENT ON TABLE beamrec.releases IS 'beamrec: store version 2'",
+    )
+    ReleaseStore(database).ensure_schema()
+    with contextlib.closing(connect(database)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT session, product, to_regclass('beamrec.session_clicks_age')::text "
+            "FROM beamrec.session_clicks"
+        )
+        assert cursor.fetchall() == [("a", "P1", "beamrec.session_clicks_age")]
+
+
 def test_a_migration_by_many_at_once_is_done_once(database: str) -> None:
     execute(database, _VERSION_1)
     errors: list[BaseException] = []

@@ -5,7 +5,7 @@ import random
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import orjson
@@ -22,15 +22,19 @@ from beamrec.io.session_history import (
     SessionHistory,
     _Clicks,
     add_history,
+    check_clicks,
+    check_history,
     clicks_of,
-    ensure_clicks,
     keep_clicks,
     remove_old_clicks,
 )
-from beamrec.schemas.errors import BeamrecError, UnavailableError
+from beamrec.schemas.errors import BeamrecError, RefusedError
 from beamrec.schemas.events import RAW_EVENTS
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.parse import parse_events
+
+if TYPE_CHECKING:
+    from postgresql_fixtures import PostgreSQL
 
 SHOP = dataclasses.replace(CLASSICMODELS, events=dataclasses.replace(CLASSICMODELS.events, shape="click"))
 Histories = dict[tuple[str, str], list[tuple[str, bool]]]
@@ -40,7 +44,7 @@ Histories = dict[tuple[str, str], list[tuple[str, bool]]]
 def keep(database: str) -> Callable[..., Histories]:
     """`keep(clicks, length)`, each call a transaction of its own."""
     patient = Database(database, patient=True)
-    patient.transaction(ensure_clicks)
+    patient.transaction(check_clicks)
 
     def keep(clicks: list[Click], length: int = 3) -> Histories:
         return patient.transaction(lambda cursor: keep_clicks(cursor, clicks, length))
@@ -148,11 +152,25 @@ def test_old_clicks_go_and_a_replay_keeps_one_young(keep: Callable[..., Historie
         "UPDATE beamrec.session_clicks SET seen_at = now() - interval '3 hours' WHERE session = 'old'",
     )
     keep([click("old", 2)])
-    assert Database(database).transaction(lambda cursor: remove_old_clicks(cursor, 2)) == 1
+    assert Database(database).transaction(lambda cursor: remove_old_clicks(cursor, 2, 9)) == 1
     assert query(
         database, "SELECT string_agg(event_id, ' ' ORDER BY event_id) FROM beamrec.session_clicks"
     ) == ("new-1 old-2",)
-    Database(database).transaction(ensure_clicks)
+
+
+def test_the_table_grows_no_further_than_it_is_kept_and_a_backlog_goes(database: str) -> None:
+    clicks = _Clicks(database, keep_hours=1)
+    backlog = [click("old", n) for n in range(3_000)]
+    Database(database).transaction(lambda cursor: keep_clicks(cursor, backlog, 0))
+    query(database, "UPDATE beamrec.session_clicks SET seen_at = now() - interval '2 hours'")
+    held = []
+    for batch in range(10):
+        clicks.keep([click(f"s{batch}", n) for n in range(500)], 3)
+        held += query(database, "SELECT count(*) FROM beamrec.session_clicks")
+        # The others age faster than the test can wait.
+        query(database, "UPDATE beamrec.session_clicks SET seen_at = now() - interval '2 hours'")
+    assert max(held) <= 3_000 + 1_000
+    assert held[-1] <= 1_000
 
 
 def test_an_outage_is_waited_out_and_the_history_survives_it(
@@ -208,11 +226,27 @@ def test_the_transform_is_the_functions(database: str) -> None:
         assert_that(histories, equal_to([[("A", True)], [], [("B", False)], [("A", True), ("A", False)]]))
 
 
-def test_a_user_who_may_not_make_the_table_is_told_so(database: str) -> None:
-    query(database, "DROP ROLE IF EXISTS poor; CREATE ROLE poor")
-    connection = connect(database)
-    with connection.cursor() as cursor:
-        cursor.execute("SET ROLE poor")
-        with pytest.raises(UnavailableError, match="session_clicks is missing"):
-            ensure_clicks(cursor)
-    connection.close()
+def test_a_user_without_the_rights_is_told_what_is_missing(
+    postgresql: "PostgreSQL", source_password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEAMREC_VECTOR_DB_PASSWORD", source_password)
+    postgresql.create_database("clicks")
+    postgresql.execute("CREATE EXTENSION vector", database="clicks")
+    uri = postgresql.uri("clicks", "reader")
+    with pytest.raises(RefusedError, match="GRANT CREATE ON DATABASE"):
+        check_history(uri)
+    check_history(postgresql.uri("clicks"))
+    postgresql.execute(
+        "SET ROLE shop",
+        "GRANT USAGE ON SCHEMA beamrec TO reader",
+        "GRANT SELECT, INSERT ON beamrec.session_clicks TO reader",
+        database="clicks",
+    )
+    with pytest.raises(RefusedError, match=r"GRANT UPDATE, DELETE ON \S+ TO reader"):
+        check_history(uri)
+    with pytest.raises(RefusedError, match="GRANT UPDATE, DELETE"):
+        _Clicks(uri, 48)  # a worker waits outages out, and this is none
+    postgresql.execute(
+        "SET ROLE shop", "GRANT UPDATE, DELETE ON beamrec.session_clicks TO reader", database="clicks"
+    )
+    assert products(_Clicks(uri, 48).keep([click("a", 1), click("a", 2)], 3)) == {"a-1": [], "a-2": ["P1"]}

@@ -69,6 +69,12 @@ def test_rules_are_read_with_toml_dates_as_text(tmp_path: Path) -> None:
         ('["a", "b"]', '"a"', "feature plan: values: expected a list"),
         ('[ratings]', "[events]\nshape = 1\n[ratings]", "events: shape: expected text, got 1"),
         ('[ratings]', "[events]\nquantity = []\n[ratings]", "events: quantity: expected text"),
+        ('[ratings]', "[events]\nhistory_length = -1\n[ratings]", "from 0 to 100, got -1"),
+        ('[ratings]', "[events]\nhistory_length = 101\n[ratings]", "from 0 to 100, got 101"),
+        ('[ratings]', f"[events]\nhistory_length = {10**40}\n[ratings]", "expected a whole number from 0"),
+        ('[ratings]', "[events]\nhistory_length = 2.0\n[ratings]", "expected a whole number from 0"),
+        ('[ratings]', "[events]\nhistory_length = true\n[ratings]", "expected a whole number from 0"),
+        ('[ratings]', '[events]\nhistory_length = "5"\n[ratings]', "expected a whole number from 0"),
         ('[ratings]', "[evens]\n[ratings]", "unknown key 'evens'"),
         ("features = [{ c", "features = 5\nx = [{ c", "expected an array of tables"),
         ('name = "films"\n[c', "name = \n[c", "not valid TOML"),
@@ -82,6 +88,12 @@ def test_what_is_no_shop_is_refused_with_the_file_and_the_place(
         read(tmp_path, TOML.replace(old, new))
     assert str(caught.value).startswith(f"--shop {tmp_path}/shop.toml: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100])
+def test_a_click_may_be_served_with_none_or_many_before_it(tmp_path: Path, length: int) -> None:
+    shop = read(tmp_path, TOML.replace("[ratings]", f"[events]\nhistory_length = {length}\n[ratings]"))
+    assert shop.events.history_length == length
 
 
 def test_what_is_built_in_code_is_checked_too() -> None:
