@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -354,6 +354,13 @@ def write_template(config: StreamConfig, runner: str, beam_args: Sequence[str], 
 def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, list[str]]:
     """Flags as (config, runner, flags for Beam); raises UsageError."""
     values, beam_args = parse_pipeline("stream", StreamOptions, argv)
+    return make_config(values, beam_args, console), values.runner, beam_args
+
+
+def make_config(
+    values: Namespace, beam_args: Sequence[str], console: Console, verb: str = "stream"
+) -> StreamConfig:
+    """The values of `StreamOptions` as a job of a verb; raises UsageError."""
     fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner", "also")}
     secret = fields.pop("vector_db_secret")
     fields["vector_db"] = with_secret(resolve_uri(fields["vector_db"], console.home), secret)
@@ -362,15 +369,11 @@ def parse(argv: Sequence[str], console: Console) -> tuple[StreamConfig, str, lis
     if fields["output"]:
         fields["output"] = with_beam_options(fields["output"], beam_args)
     fields["cache"] = str(console.home / "cache" / "releases")
-    return (
-        StreamConfig(
-            shop=load_shop(values.shop),
-            run=console.run_id("stream"),
-            also=tuple(values.also or ()),
-            **fields,
-        ),
-        values.runner,
-        beam_args,
+    return StreamConfig(
+        shop=load_shop(values.shop),
+        run=console.run_id(verb),
+        also=tuple(values.also or ()),
+        **fields,
     )
 
 
