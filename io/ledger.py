@@ -48,6 +48,7 @@ class Settings:
       shop: name of the shop.
       event_mapping: how its events map to ids and customers.
       format: of the recommendations' files.
+      explain: whether the columns of Parquet files hold reasons; lines of JSON may with or without.
     """
 
     shards: int
@@ -56,6 +57,7 @@ class Settings:
     shop: str
     event_mapping: str = ""
     format: str = "jsonl"
+    explain: bool = False
 
 
 def fix_settings(store: Store, settings: Settings) -> None:

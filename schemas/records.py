@@ -3,6 +3,7 @@
 import pyarrow as pa
 
 from beamrec.schemas.events import CANDIDATES, NEIGHBOURS, TIMESTAMP, key_type
+from beamrec.schemas.reasons import EXPLAINED
 from beamrec.schemas.shop import Shop
 
 __all__ = ["OTHER_FIELDS", "record_schema"]
@@ -12,15 +13,17 @@ OTHER_FIELDS = "other_fields"
 values of a wrong type; NULL if there is none. So a record can always be put together again."""
 
 
-def record_schema(shop: Shop, course: bool = False) -> pa.Schema:
+def record_schema(shop: Shop, course: bool = False, explain: bool = False) -> pa.Schema:
     """The columns of a recommendation: the event's own fields, then ours, in the order of the JSON record.
 
     The same for every file of an output folder, whatever the events hold.
 
     Args:
       course: as `--output-shape=course` writes them.
+      explain: as `--explain` writes them; not both.
     """
-    fields = {field.name: field for field in [*_event_fields(shop), *_added_fields(course)]}
+    added = _added_fields(course, EXPLAINED if explain else CANDIDATES)
+    fields = {field.name: field for field in [*_event_fields(shop), *added]}
     return pa.schema([*fields.values(), pa.field(OTHER_FIELDS, pa.string())])
 
 
@@ -43,10 +46,10 @@ def _event_fields(shop: Shop) -> list[pa.Field]:
     ]
 
 
-def _added_fields(course: bool) -> list[pa.Field]:
+def _added_fields(course: bool, recommended: pa.DataType) -> list[pa.Field]:
     similar = pa.struct([("product_code", pa.string()), ("similar_items", NEIGHBOURS)])
     lists = [
-        pa.field("recommended_items", CANDIDATES),
+        pa.field("recommended_items", recommended),
         pa.field("similar_items", similar if course else pa.list_(similar)),
     ]
     if course:

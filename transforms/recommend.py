@@ -16,7 +16,9 @@ import pyarrow.compute as pc
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import CANDIDATES, OUTCOMES, RELEASE_ID, SIMILAR, TIMESTAMP, Fate
 from beamrec.schemas.paths import RECOMMENDATIONS, PartitionStyle, hour_folder
+from beamrec.schemas.reasons import EXPLAINED, RULED_SIMILAR
 from beamrec.transforms.ranked_lists import ProductsOfRows, as_objects, kept, lengths_of, sliced
+from beamrec.transforms.reasons import explained
 
 __all__ = [
     "FormatRecords",
@@ -31,13 +33,15 @@ OutputShape = Literal["full", "course"]
 _HOUR_US = 3_600_000_000
 
 
-def recommend(batch: pa.RecordBatch, items: int) -> pa.RecordBatch:
+def recommend(batch: pa.RecordBatch, items: int, explain: bool = False) -> pa.RecordBatch:
     """Ranks, filters and says which path served.
 
     Args:
       batch: events with `history`, `known` (bool), `user_vector` (null where nothing was usable),
-        `candidates` (CANDIDATES) and `similar` (SIMILAR); stamped with a release.
+        `candidates` (CANDIDATES, or RANKED by business rules) and `similar` (SIMILAR, and once more as the
+        rules leave it, if there are any); stamped with a release.
       items: how many items a list holds at most.
+      explain: make `recommended_items` EXPLAINED.
 
     Returns:
       The batch with `recommended_items` and `similar_items` instead of `candidates` and `similar`,
@@ -45,29 +49,33 @@ def recommend(batch: pa.RecordBatch, items: int) -> pa.RecordBatch:
     """
     seen = _products(batch.column("history"))
     rows = np.arange(batch.num_rows)
-    similar = batch.column("similar")
+    ruled = [RULED_SIMILAR] if RULED_SIMILAR in batch.schema.names else []
+    similar = batch.column(*ruled or ["similar"])
     entries = similar.flatten()
     items_of = _without(entries.field("items"), np.repeat(rows, lengths_of(similar)), seen, items)
     structs = pa.StructArray.from_arrays(
         [entries.field("product"), items_of], fields=list(SIMILAR.value_type)
     )
+    recommended = _without(batch.column("candidates"), rows, seen, items)
+    if explain:
+        recommended = explained(batch, recommended)
     now = datetime.now(UTC)
-    kept = batch.drop_columns(["candidates", "similar", "user_vector", "known"])
+    kept = batch.drop_columns(["candidates", "similar", "user_vector", "known", *ruled])
     return pa.RecordBatch.from_arrays(
         [
             *kept.columns,
-            _without(batch.column("candidates"), rows, seen, items),
+            recommended,
             pa.ListArray.from_arrays(_offsets(lengths_of(similar)), structs, type=SIMILAR),
             _paths(batch.column("user_vector"), batch.column("known")),
             pa.array([now] * batch.num_rows, TIMESTAMP),
         ],
-        schema=_extended(kept.schema),
+        schema=_extended(kept.schema, EXPLAINED if explain else CANDIDATES),
     )
 
 
-def _extended(schema: pa.Schema) -> pa.Schema:
+def _extended(schema: pa.Schema, recommended: pa.DataType) -> pa.Schema:
     return (
-        schema.append(pa.field("recommended_items", CANDIDATES))
+        schema.append(pa.field("recommended_items", recommended))
         .append(pa.field("similar_items", SIMILAR))
         .append(pa.field("served_by", pa.string()))
         .append(pa.field("processed_at", TIMESTAMP))
@@ -212,10 +220,12 @@ class Recommend(beam.PTransform):  # type: ignore[misc]
     """`recommend` on a PCollection of scored batches."""
 
     items: int = 5
+    explain: bool = False
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """[scored events] -> [events with their recommendations]."""
-        return batches | "Rank" >> beam.Map(recommend, self.items).with_output_types(pa.RecordBatch)
+        ranked = beam.Map(recommend, self.items, self.explain)
+        return batches | "Rank" >> ranked.with_output_types(pa.RecordBatch)
 
 
 @dataclasses.dataclass(eq=False)
