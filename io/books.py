@@ -68,6 +68,18 @@ class SourceState:
         """Whether anything of it has a fate."""
         return self.resume is not None or len(self.position) > 0
 
+    def has_fate(self, after: int, position: int) -> bool:
+        """Whether everything in the interval (`after`, `position`] has one; it ends where a record does."""
+        if self.resume is not None and self.resume >= position:
+            return True
+        first = int(np.searchsorted(self.position, after, "right"))
+        last = int(np.searchsorted(self.position, position, "left"))
+        if last >= len(self.position) or self.position[last] != position:
+            return False
+        begins, ends = self.after[first : last + 1], self.position[first : last + 1]
+        reached = max(after, self.resume or after)
+        return bool(begins[0] <= reached and (begins[1:] == ends[:-1]).all())
+
     def read(self, part: Part) -> None:
         """Takes note of a part."""
         self.begin = part.after if self.begin is None else self.begin

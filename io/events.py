@@ -29,6 +29,9 @@ class SourceOptions:
       stop_when_idle_seconds: report the end after this long without data; None runs until drained.
       splits: number of readers, fixed for the job.
       batch_rows: most rows in one batch.
+      window_seconds: length of the windows that the sink writes.
+      max_in_flight_mb: most payload of a reader that has no fate yet, before reading pauses [MiB].
+      patience_seconds: how long an output that is away is waited for before the job fails.
     """
 
     output: str
@@ -37,6 +40,9 @@ class SourceOptions:
     stop_when_idle_seconds: float | None = None
     splits: int = 1
     batch_rows: int = 1000
+    window_seconds: int = 60
+    max_in_flight_mb: int = 256
+    patience_seconds: float = 300.0
 
 
 def open_sources(uri: str, options: SourceOptions) -> list[UnboundedSource]:

@@ -22,7 +22,9 @@ from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from beamrec.io.events import SourceOptions
+from beamrec.io.in_flight import InFlight
 from beamrec.io.ledger import Progress, drain_requested
+from beamrec.io.patience import patient
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore, open_store
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
@@ -76,7 +78,12 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
 
     def __init__(self, options: SourceOptions) -> None:
         self.options = options
-        self._store = open_store(options.output)
+        store = open_store(options.output)
+        self._is_local = isinstance(store, LocalStore)
+        # A runner gives a source that raises no second chance: an output that is away for a moment is waited
+        # for here as it is in the sink.
+        self._store = patient(store, options.patience_seconds)
+        self._in_flight = InFlight(store, options.window_seconds, options.max_in_flight_mb << 20)
         self.read_ledger()
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._current: pa.RecordBatch | None = None
@@ -133,6 +140,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         if self._ended_at is not None:
             return False
         draining = self._draining()
+        if self._waits_for_the_sink():
+            return False
         batch = next(self._batches, None)
         while batch is None:
             batches = self.next_batches(seal_new=not draining)
@@ -142,6 +151,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             batch = next(batches, None)
         if batch is not None:
             self._current = batch
+            self._in_flight.emitted(batch)
             self._idle_since = time.monotonic()
             return True
         if self.busy(seal_new=not draining):
@@ -150,11 +160,21 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             self._ended_at = time.monotonic()
         return False
 
+    def _waits_for_the_sink(self) -> bool:
+        """Whether so much is on its way that nothing more is to be read for now."""
+        end = self._in_flight.close_at()
+        if end is not None:
+            self._watermark_us = max(end, self._watermark_us or end)
+        waits = self._in_flight.too_much(self._watermark_us)
+        if waits:
+            self._idle_since = time.monotonic()
+        return waits
+
     def _draining(self) -> bool:
         """Whether the run is to end; on an object store each look costs a request, so not at every poll."""
         if not self._drained and time.monotonic() >= self._next_drain_look:
             self._drained = drain_requested(self._store, self.options.run)
-            if not isinstance(self._store, LocalStore):
+            if not self._is_local:
                 self._next_drain_look = time.monotonic() + _DRAIN_LOOK_SECONDS
         return self._drained
 

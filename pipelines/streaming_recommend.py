@@ -107,6 +107,8 @@ class StreamOptions(VerbOptions):
         add("--max-file-mb", type=int, default=64, help="most data of one file before compression [MiB]")
         add("--partition-style", choices=("hive", "plain"), default="hive", help="hour folders")
         add("--retrieval", choices=("auto", "exact", "index"), default="auto", help="user to item search")
+        add("--max-in-flight-mb", type=int, default=256, help="most read and not yet written, a split [MiB]")
+        add("--patience", type=float, default=300.0, help="for an output that is away, before failing [s]")
         add("--stop-when-idle", type=float, help="drain and end after this long without input [s]")
 
 
@@ -147,6 +149,8 @@ class StreamConfig:
     also: tuple[str, ...] = ()
     format: FileFormat = "jsonl"
     max_file_mb: int = 64
+    max_in_flight_mb: int = 256
+    patience: float = 300.0
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -159,7 +163,7 @@ class StreamConfig:
             )
         open_store(self.output)
         event_schema(self.shop)
-        for name in ("items", "shards", "splits", "dedupe_horizon", "max_file_mb"):
+        for name in ("items", "shards", "splits", "dedupe_horizon", "max_file_mb", "max_in_flight_mb"):
             if getattr(self, name) < 1:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}"
@@ -169,7 +173,7 @@ class StreamConfig:
                 f"--dedupe-horizon: {self.dedupe_horizon} h is less than --allowed-lateness with one window; "
                 "a late event's own replay would no longer be recognised"
             )
-        for name in ("allowed_lateness", "max_delay", "future_tolerance", "stop_when_idle"):
+        for name in ("allowed_lateness", "max_delay", "future_tolerance", "stop_when_idle", "patience"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1e9:
                 raise UsageError(f"--{name.replace('_', '-')}: expected seconds from 0 on, got {value}")
@@ -205,7 +209,16 @@ class StreamConfig:
     @property
     def source(self) -> SourceOptions:
         """What the source needs to know."""
-        return SourceOptions(self.output, self.run, self.max_delay, self.stop_when_idle, self.splits)
+        return SourceOptions(
+            self.output,
+            self.run,
+            self.max_delay,
+            self.stop_when_idle,
+            self.splits,
+            window_seconds=self.window_seconds,
+            max_in_flight_mb=self.max_in_flight_mb,
+            patience_seconds=self.patience,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +287,12 @@ def recommend_events(parsed: Any, config: StreamConfig, allowed_lateness: float 
         | "Outcomes" >> beam.Flatten()
         | "WriteSegments"
         >> WriteSegments(
-            config.output, config.shards, config.dedupe_horizon, config.segments, config.max_file_mb
+            config.output,
+            config.shards,
+            config.dedupe_horizon,
+            config.segments,
+            config.max_file_mb,
+            config.patience,
         )
     )
 

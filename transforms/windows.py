@@ -30,7 +30,8 @@ def split_windows(
     The watermark that a row meets is its arrival less `max_delay_seconds`: stored with the row, so a
     replay decides alike. A row whose window had ended by then is late and goes with the window of its
     arrival (its hour stays that of its event time): it is written with the next batch rather than in a
-    file of its own. Beyond `allowed_lateness_seconds` it has expired.
+    file of its own. So does one that is dated after its arrival, lest it wait for a time to come: no row is
+    held back beyond the window of its arrival. Beyond `allowed_lateness_seconds` it has expired.
 
     Args:
       events: rows with `event_time` and `arrival`.
@@ -46,7 +47,7 @@ def split_windows(
     watermark = arrival - int(max_delay_seconds * 1e6)
     window_end = (event_time // width + 1) * width
     expired = window_end + int(allowed_lateness_seconds * 1e6) <= watermark
-    stamp = np.where(window_end <= watermark, arrival, event_time)
+    stamp = np.where(window_end <= watermark, arrival, np.minimum(event_time, arrival))
     window = stamp // width
     pieces = []
     for key in np.unique(window[~expired]):
