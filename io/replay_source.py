@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from beamrec.io.source_log import Part
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.replays import REPLAYED
 
-__all__ = ["DeadLetters"]
+__all__ = ["DeadLetters", "replayed_batch"]
 
 _GROUP_FILES = 64
 
@@ -61,6 +61,12 @@ class _File:
     source: str
     after: int
     chosen: Chosen
+
+
+def replayed_batch(source: str, letters: Sequence[DeadLetter]) -> pa.RecordBatch:
+    """Letters as REPLAYED, at the positions from 1 on."""
+    rows = [_row(source, after, letter) for after, letter in enumerate(letters)]
+    return pa.RecordBatch.from_pylist(rows, schema=REPLAYED)
 
 
 class _Reader(LedgerReader):

@@ -63,6 +63,7 @@ VERBS = {
     "train": Verb("train", recorded=True, beam=True),
     "release": Verb("release", recorded=True),
     "stream": Verb("stream", recorded=True, beam=True),
+    "replay": Verb("replay", recorded=True, beam=True),
     "compact": Verb("compact", recorded=True),
     "runs": Verb("runs"),
     "doctor": Verb("doctor"),

@@ -1,0 +1,201 @@
+"""Dead letters are replayed into the folder that they came from, each once, and the account stays whole."""
+
+import collections
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beamrec.io.ledger import account
+from beamrec.io.store import LocalStore
+from beamrec.pipelines import replay, streaming_recommend
+from beamrec.pipelines.console import Console
+from beamrec.schemas.errors import UsageError
+
+SHOP = """
+name = "classicmodels"
+
+[customers]
+name = "customers"
+key = "customerNumber"
+key_type = "int"
+features = [
+  {{ column = "city", event_field = "city" }},
+  {{ column = "state" }},
+  {{ column = "postalCode" }},
+  {{ column = "country", event_field = "country" }},
+  {{ column = "creditLimit", kind = "number", event_field = "credit_limit" }},
+]
+
+[products]
+name = "products"
+key = "productCode"
+key_type = "string"
+features = [
+  {{ column = "productLine" }},
+  {{ column = "productScale" }},
+  {{ column = "quantityInStock", kind = "number" }},
+  {{ column = "buyPrice", kind = "number" }},
+  {{ column = "MSRP", kind = "number" }},
+]
+
+[ratings]
+name = "ratings"
+customer = "customerNumber"
+product = "productCode"
+rating = "productRating"
+
+[events]
+event_time = "{event_time}"
+"""
+NOW = dt.datetime.now(dt.UTC)
+THEN = NOW - dt.timedelta(hours=5)
+
+
+def shop(folder: Path, event_time: str) -> str:
+    """`--shop` of classicmodels, whose events have their time in a field of that name."""
+    path = folder / f"{event_time}.toml"
+    path.write_text(SHOP.format(event_time=event_time))
+    return f"--shop={path}"
+
+
+def event(event_id: str | None, **more: Any) -> bytes:
+    base = {"customer_number": 103, "city": "Nantes", "country": "France", "browse_history": []}
+    return json.dumps(base | more | ({"event_id": event_id} if event_id else {})).encode()
+
+
+# `ts` is a number, and the shop was told at first that it is the time.
+GOOD = [event(f"good{n}") for n in range(20)]
+MENDED = [event(f"bad{n}", ts=1.7e9 + n, when=THEN.isoformat()) for n in range(30)]
+NAMELESS = [event(None, ts=1, when=THEN.isoformat(), n=n) for n in range(4)]
+HOPELESS = [b"no event", b"[1]", b"\xff\x00\xfe", b'"text"', b"{"]
+OLD = [event(f"old{n}", ts=THEN.isoformat(), when=THEN.isoformat()) for n in range(3)]
+AGAIN = [event("bad3"), event("bad7")]
+ALL = [*GOOD, *MENDED, *NAMELESS, *HOPELESS, *OLD]
+
+
+class Folder:
+    """An input and an output folder, on which `stream` and `replay` run in this process."""
+
+    def __init__(self, root: Path, home: Path) -> None:
+        self.input, self.output = root / "in", root / "out"
+        self.input.mkdir(exist_ok=True)
+        self._root, self._home = root, home
+
+    def write(self, name: str, lines: list[bytes]) -> None:
+        """An event file."""
+        (self.input / f"{name}.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+
+    def stream(self, event_time: str, *options: str) -> dict[str, Any]:
+        """`beamrec stream` until it is idle, of a shop whose time is in that field."""
+        argv = [f"--input={self.input}", f"--output={self.output}", "--stop-when-idle=1", "--runner=direct"]
+        return streaming_recommend.run(
+            [*argv, shop(self._root, event_time), *options], Console(home=self._home)
+        )
+
+    def replay(self, *options: str, of: str = "", event_time: str = "when") -> dict[str, Any]:
+        """`beamrec replay --errors` of the folder or of what is below it."""
+        argv = [f"--errors={self.output}{of}", shop(self._root, event_time), "--runner=direct"]
+        return replay.run([*argv, *options], Console(home=self._home))
+
+    def visible(self) -> list[tuple[str, dict[str, Any]]]:
+        """(hour folder, record) of every recommendation."""
+        return self._lines("recommendations")
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Every dead letter."""
+        return [record for _, record in self._lines("errors")]
+
+    def _lines(self, folder: str) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            (str(path.parent.relative_to(self.output / folder)), json.loads(line))
+            for path in sorted((self.output / folder).rglob("*.jsonl"))
+            for line in path.read_bytes().splitlines()
+        ]
+
+
+@pytest.fixture
+def broken(trained: Any, tmp_path: Path) -> Folder:
+    """A shop that had the wrong time field; two of its dead letters were sent again in another form."""
+    folder = Folder(tmp_path, trained.home)
+    folder.write("a", ALL)
+    folder.write("b", AGAIN)
+    result = folder.stream("ts")
+    assert (result["in"], result["out"], result["dead_letters"], result["expired"]) == (64, 22, 39, 3)
+    return folder
+
+
+def whole(job: Folder) -> collections.Counter[str]:
+    """Checks the account against the files; returns how many events have which fate."""
+    found = account(LocalStore(job.output))
+    assert found.reconciled, found
+    letters = collections.Counter(
+        "expired" if letter["stage"] == "expired" else "dead_letter" for letter in job.errors()
+    )
+    visible = len(job.visible())
+    assert visible == len({record["event_id"] for _, record in job.visible()}) == found.counts.out
+    replaced = collections.Counter[str]()
+    for key, count in found.replays.items():
+        replaced[key.partition("/")[0]] += count
+    assert found.counts.dead_letters == letters["dead_letter"] - replaced["dead_letter"]
+    assert found.counts.expired == letters["expired"] - replaced["expired"]
+    assert found.counts.records_in == sum(
+        (found.counts.out, found.counts.dead_letters, found.counts.duplicates, found.counts.expired)
+    )
+    counts = found.counts
+    return collections.Counter(
+        read=counts.records_in,
+        visible=counts.out,
+        dead=counts.dead_letters,
+        duplicate=counts.duplicates,
+        expired=counts.expired,
+    )
+
+
+def test_what_was_mended_becomes_visible_in_its_hour_and_the_account_holds(
+    broken: Folder,
+) -> None:
+    before = {letter["payload"]: letter for letter in broken.errors()}
+    dry = broken.replay("--dry-run")
+    assert (dry["letters"], dry["good"]) == (39, 34), dry
+    assert {row["error_type"]: (row["good"], row["bad"]) for row in dry["would"]} == {
+        "event_time_invalid": (34, {}),
+        "json_invalid": (0, {"json_invalid": 5}),
+    }
+    done = broken.replay()
+    assert done["replayed"] == {
+        "letters": 39, "visible": 32, "dead_letters": 5, "duplicates": 2, "left": 0, "ever": 39
+    }  # fmt: skip
+    assert done["mended"] == ["events.event_time"]
+    assert done["reconciled"]
+    expected = collections.Counter(read=64, visible=54, dead=5, duplicate=2, expired=3)
+    assert whole(broken) == expected
+    assert {name: done[name] for name in ("in", "out", "dead_letters", "duplicates", "expired")} == {
+        "in": 64, "out": 54, "dead_letters": 5, "duplicates": 2, "expired": 3
+    }  # fmt: skip
+    hour = f"year={THEN:%Y}/month={THEN:%m}/day={THEN:%d}/hour={THEN:%H}"
+    mended = [record["event_id"] for found, record in broken.visible() if found == hour]
+    assert len(mended) == 28 + 4 + 0
+    again = [letter for letter in broken.errors() if letter["attempt"] == 2]
+    assert len(again) == 5
+    for letter in again:
+        first = before[letter["payload"]]
+        assert (letter["source"], letter["first_seen"]) == (first["source"], first["first_seen"])
+
+    files = sorted(broken.output.rglob("*.jsonl"))
+    second = broken.replay()
+    assert (second["replayed"]["letters"], second["replayed"]["ever"]) == (0, 39)
+    assert sorted(broken.output.rglob("*.jsonl")) == files
+    assert whole(broken) == expected
+
+
+def test_the_stream_goes_on_with_the_mended_shop_and_not_with_the_old_one(broken: Folder) -> None:
+    broken.replay(of="/errors/parse")
+    broken.write("c", [event("new", when=THEN.isoformat(), ts=5)])
+    with pytest.raises(UsageError, match="event_mapping"):
+        broken.stream("ts")
+    result = broken.stream("when")
+    assert (result["in"], result["out"], result["expired"]) == (65, 54, 4)
+    whole(broken)
