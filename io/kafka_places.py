@@ -4,14 +4,13 @@ The start is resolved once, for all partitions of the topic in one entry of the 
 comes first. A partition that is not in it was added later, and is read from its beginning.
 """
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
-from apache_beam.metrics import Metrics
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from beamrec.io.gaps import Gap, note_gap
 from beamrec.io.kafka_client import Address
 from beamrec.io.kafka_partition import Partition, Place, place_of
 from beamrec.io.kafka_requests import Question, another_topic, ask_offsets
@@ -20,8 +19,6 @@ from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 
 __all__ = ["Places", "check_bounds", "sealed_since", "source_of"]
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def source_of(topic: str, partition: int) -> str:
@@ -166,8 +163,10 @@ class Places:
                 f"{lost} before they were read (retention): add lost=skip to the URI to go on with what is "
                 "there, and raise the topic's retention"
             )
-        _LOGGER.error("%s before they were read; going on at %d", lost, first)
-        Metrics.counter("kafka", "lost_offsets").inc(first - partition.base)
+        last = self._log.last(partition.source)
+        since_us, reason = last.arrival_us if last else 0, f"{lost} (retention)"
+        gap = Gap(partition.source, partition.sealed_to, since_us, reason, first - partition.base)
+        note_gap(self._store, gap)
         place = Place(partition.topic_id, first)
         end = partition.sealed_to
         (held,) = self._log.seal([Part(partition.source, end, end, 0, time.time_ns() // 1000, str(place))])
@@ -187,9 +186,10 @@ class Places:
         starts = []
         for number, found in offsets.items():
             if number not in self._ledger:
-                # What was in a partition before it was found came after the start, unless that is a time.
-                later = not first_start and self._address.get("start") == "latest"
-                offset = found["first"] if later else _or_last("start", found)
+                # All that was ever in a partition that was added came after the start, unless that is a time;
+                # what of it has expired was lost.
+                added = not first_start and self._address.get("start") in ("", "horizon", "latest")
+                offset = 0 if added else _or_last("start", found)
                 source = source_of(self._address.topic, number)
                 starts.append(Part(source, 0, 0, 0, now_us, str(Place(topic_id, offset))))
         if starts:

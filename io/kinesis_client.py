@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import email.utils
 import logging
+import math
 import random
 import re
 import threading
@@ -27,9 +28,22 @@ from botocore.exceptions import (
 from beamrec.io.aws import error_code, explained, open_client, region_of
 from beamrec.schemas.errors import UsageError
 
-__all__ = ["HORIZON", "Address", "Backoff", "Shard", "StoppedError", "Stream", "parse_address", "patiently"]
+__all__ = [
+    "HORIZON",
+    "MOST_RECORDS",
+    "Address",
+    "Backoff",
+    "Shard",
+    "StoppedError",
+    "Stream",
+    "parse_address",
+    "patiently",
+]
 
 HORIZON = ""
+MOST_RECORDS = 10_000
+"""That Kinesis gives in an answer."""
+
 _KEYS = ("region", "endpoint", "role", "start", "end")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _EXPECTED = "kinesis://stream?region=&endpoint=&role=&start=horizon|latest|<RFC 3339>&end=<RFC 3339>"
@@ -221,7 +235,7 @@ class Stream:
 
     def shards(self) -> tuple[list[Shard], float]:
         """All shards that are not trimmed yet, and the service's clock (seconds, at most one behind)."""
-        found, clock = [], time.time()
+        found, clock = [], math.inf
         arguments = {"StreamName": self.address.stream}
         while True:
             answer = self.client.list_shards(**arguments)
@@ -230,6 +244,21 @@ class Stream:
             if not answer.get("NextToken"):
                 return found, clock
             arguments = {"NextToken": answer["NextToken"]}
+
+    def retention_seconds(self) -> float | None:
+        """How long records are kept; None, and a warning, where the caller may not know."""
+        try:
+            answer = self.client.describe_stream_summary(StreamName=self.address.stream)
+        except ClientError as error:
+            if error_code(error) != "AccessDeniedException":
+                raise
+            _LOGGER.warning(
+                "%s: without the right kinesis:DescribeStreamSummary it cannot be told whether records were "
+                "lost to retention while the job stood still",
+                self.address.where,
+            )
+            return None
+        return 3600.0 * float(answer["StreamDescriptionSummary"]["RetentionPeriodHours"])
 
     def iterator(self, shard: str, place: str) -> str:
         """An iterator at a place of a shard; for a time it may be one before that time."""
@@ -251,9 +280,9 @@ class Stream:
         found: str = answer["ShardIterator"]
         return found
 
-    def read(self, iterator: str) -> dict[str, Any]:
-        """One answer of GetRecords: up to 10 MB or 10,000 records."""
-        answer: dict[str, Any] = self.client.get_records(ShardIterator=iterator)
+    def read(self, iterator: str, limit: int = MOST_RECORDS) -> dict[str, Any]:
+        """One answer of GetRecords: up to 10 MB or that many records."""
+        answer: dict[str, Any] = self.client.get_records(ShardIterator=iterator, Limit=limit)
         return answer
 
 

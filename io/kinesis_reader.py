@@ -14,6 +14,7 @@ from beamrec.io.aws import explained
 from beamrec.io.events import SourceOptions
 from beamrec.io.kinesis_client import HORIZON, Address, Shard, Stream
 from beamrec.io.kinesis_fetch import Answer, Failure, Listing, ShardPool, Span
+from beamrec.io.kinesis_look_back import LookBack
 from beamrec.io.reader import LedgerReader, Row, raw_events
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError
@@ -26,6 +27,8 @@ _SILENT_SECONDS = 5.0
 # A closed shard that gives nothing for so long holds no watermark: it should have been at its end at once.
 # Moto's server never ends one.
 _MOVING_SECONDS = 30.0
+# An idle shard is noted as read up to now so often: only what came later can expire unread during a stop.
+_MARK_US = 3600 * 1_000_000
 
 
 @dataclasses.dataclass
@@ -64,9 +67,11 @@ class KinesisReader(LedgerReader):
         super().__init__(options)
         self._address = address
         self._owns = owns
-        self._open()
+        parts = self.log.read()
+        self._look_back = LookBack(self._store, self._name, self._name("")[:-1], parts)
+        self._open(parts)
 
-    def _open(self) -> None:
+    def _open(self, parts: Sequence[Part]) -> None:
         address = self._address
         self._shards: dict[str, _State] = {}
         self._emitting: list[Answer] = []
@@ -76,12 +81,12 @@ class KinesisReader(LedgerReader):
         self._waiting: list[Shard] = []
         self._moved: dict[str, tuple[int, float]] = {}
         self._unfinished: dict[str, list[Part]] = collections.defaultdict(list)
-        parts = self.log.read()
         self._is_new = not parts
         for part in parts:
-            if part.source.startswith(self._name("")) and self.unfinished(part):
+            if part.source.startswith(self._name("")) and part.records and self.unfinished(part):
                 self._unfinished[part.source].append(part)
-        self._pool = ShardPool(Stream(address), address.end, self.options.max_delay_seconds)
+        delay = self.options.max_delay_seconds
+        self._pool = ShardPool(Stream(address), address.end, delay, look_back=not self._is_new)
 
     def close(self) -> None:
         """See UnboundedReader."""
@@ -149,6 +154,7 @@ class KinesisReader(LedgerReader):
             return
         if self._listing is None:
             self._check_unfinished(listing)
+            self._look_back.begin(listing)
         self._listing, self._look_again = listing, False
         own = [shard for shard in listing.shards.values() if self._owns(shard)]
         self._waiting = [shard for shard in own if shard.id not in self._shards]
@@ -208,7 +214,9 @@ class KinesisReader(LedgerReader):
             max((bound for bound in bounds if bound is not None), default=None),
         )
         if replays or not over:
-            self._pool.start(shard.id, replays, None if over else span.end)
+            again = [(part, self._look_back.expired(part)) for part in replays]
+            doubtful = not over and self._look_back.doubts(shard, span.end)
+            self._pool.start(shard.id, again, None if over else span.end, doubtful)
 
     # What they give
 
@@ -234,6 +242,9 @@ class KinesisReader(LedgerReader):
 
     def _seal(self, answers: Sequence[Answer]) -> list[Part | None] | None:
         """The part of each answer, None for one that says nothing; None if another reader was faster."""
+        for answer in answers:
+            if answer.cut:
+                self._look_back.missing(answer.shard, self._shards[answer.shard].position)
         parts = [answer.part or self._part(answer) for answer in answers]
         new = [part for part, answer in zip(parts, answers, strict=True) if part and not answer.part]
         if any(self._overtaken(part) for part in new) or (new and self.log.seal(new) != new):
@@ -248,11 +259,15 @@ class KinesisReader(LedgerReader):
         return last is not None and last.position != part.after
 
     def _part(self, answer: Answer) -> Part | None:
-        if not (answer.rows or answer.span.closed or answer.span.until):
+        if not (answer.rows or answer.span.closed or answer.span.until or self._mark_is_due(answer)):
             return None
         after, count = self._shards[answer.shard].position, len(answer.rows)
         arrival_us = min((arrival for arrival, _ in answer.rows), default=answer.bound_us)
         return Part(self._name(answer.shard), after, after + count, count, arrival_us, answer.span.encode())
+
+    def _mark_is_due(self, answer: Answer) -> bool:
+        last = self.log.last(self._name(answer.shard))
+        return not answer.behind and answer.bound_us - (last.arrival_us if last else 0) >= _MARK_US
 
     def _note(self, answer: Answer, part: Part | None) -> None:
         state = self._shards[answer.shard]
@@ -288,7 +303,7 @@ class KinesisReader(LedgerReader):
         """Another reader was faster with a shard of ours: whatever it sealed is read again."""
         self._pool.close()
         self.read_ledger()
-        self._open()
+        self._open(self.log.read())
 
     # The watermark
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from beamrec.io import kinesis_client
 from beamrec.schemas.errors import BeamrecError, UnavailableError
 
 
@@ -34,6 +35,18 @@ def test_throttling_expired_iterators_and_lost_answers_are_waited_out(kinesis_jo
 def _more(before: dict[str, int], after: dict[str, int]) -> set[str]:
     """Kinds of faults that came."""
     return {kind for kind, count in after.items() if count > before.get(kind, 0)}
+
+
+def test_a_service_too_slow_for_large_answers_is_asked_for_small_ones(
+    kinesis_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinesis_client, "_TIMEOUT_SECONDS", 1)
+    job, sent = kinesis_job, numbered(0, 300)
+    job.server.put(*sent)
+    with job.server.slow(above=2000):
+        job.start()
+        job.fate(job.read(300))
+    job.check(sent)
 
 
 def test_an_outage_does_not_count_as_quiet(kinesis_job: Any) -> None:

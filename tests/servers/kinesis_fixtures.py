@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,16 @@ from botocore.config import Config
 _HERE = Path(__file__).parent
 _START_SECONDS = 180
 _SEED = 42
-_KINESALITE = (
-    "require('kinesalite')({shardLimit: 1000, createStreamMs: 20, updateStreamMs: 20, deleteStreamMs: 20})"
-    ".listen(Number(process.argv[1]), '127.0.0.1')"
-)
+# At SIGUSR2 its clock goes on by 25 hours, as moto's does.
+_KINESALITE = """
+const now = Date.now; let shift = 0; Date.now = () => now() + shift
+process.on('SIGUSR2', () => { shift += 25 * 3600 * 1000 })
+require('kinesalite')({shardLimit: 1000, createStreamMs: 20, updateStreamMs: 20, deleteStreamMs: 20})
+  .prependListener('request', (_, answer) => answer.setHeader('Date', new Date(Date.now()).toUTCString()))
+  .listen(Number(process.argv[1]), '127.0.0.1')
+"""
+# URLs of a server and of its proxy, and the server's process
+_Served = tuple[str, str, int]
 _MAGIC = b"\xf3\x89\x9a\xc2"
 
 
@@ -42,11 +50,13 @@ class KinesisServer:
       kind: `moto`, `plain moto` or `kinesalite`.
       direct: URL of the server.
       endpoint: URL of the proxy.
+      pid: of the server.
     """
 
     kind: str
     direct: str
     endpoint: str
+    pid: int
     stream: str
 
     def uri(self, **options: object) -> str:
@@ -131,6 +141,18 @@ class KinesisServer:
         )
         self._wait_until_active()
 
+    def a_day_passes(self) -> None:
+        """The server's clock goes on by 25 hours, beyond the retention; for a server of the test's own."""
+        before, deadline = self._clock(), time.monotonic() + _START_SECONDS
+        os.kill(self.pid, signal.SIGUSR2)
+        while self._clock() < before + 24 * 3600:
+            assert time.monotonic() < deadline, "the server's clock stands still"
+            time.sleep(0.05)
+
+    def _clock(self) -> float:
+        answer = self.client.list_shards(StreamName=self.stream)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+
     def make_anew(self) -> None:
         """Another stream of the same name."""
         client = self.client
@@ -152,12 +174,24 @@ class KinesisServer:
             after = self.report(0)["kinds"]
         assert sum(after.values()) > sum(before.values()), "no call was refused: the test has shown nothing"
 
+    @contextlib.contextmanager
+    def slow(self, above: int) -> Iterator[None]:
+        """Answers that may hold more records than that take three seconds while in the block."""
+        self._tell_proxy(f"/slow/{above}")
+        try:
+            yield
+        finally:
+            self._tell_proxy("/slow")
+
     def report(self, rate: float | None = None) -> dict[str, Any]:
         """What the proxy has seen and done; sets its rate of faults if one is given."""
-        path = "/faults" if rate is None else f"/faults/{rate}"
-        with urllib.request.urlopen(f"{self.endpoint}{path}", timeout=30) as answer:  # noqa: S310
-            found: dict[str, Any] = json.loads(answer.read())
-            return found
+        found: dict[str, Any] = json.loads(self._tell_proxy("/faults" if rate is None else f"/faults/{rate}"))
+        return found
+
+    def _tell_proxy(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"{self.endpoint}{path}", timeout=60) as answer:  # noqa: S310
+            told: bytes = answer.read()
+            return told
 
     def _wait_until_active(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -208,8 +242,8 @@ def _process(*command: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 @contextlib.contextmanager
-def _serve(*command: str) -> Iterator[tuple[str, str]]:
-    """URLs of a server and of the proxy before it; `PORT` in the command is a free one."""
+def _serve(*command: str) -> Iterator[_Served]:
+    """A server and the proxy before it; `PORT` in the command is a free one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -224,7 +258,7 @@ def _serve(*command: str) -> Iterator[tuple[str, str]]:
                 pytest.fail(f"the Kinesis server did not start: {' '.join(command)}")
             time.sleep(0.1)
         assert proxy.stdout is not None
-        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{proxy.stdout.readline().strip()}"
+        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{proxy.stdout.readline().strip()}", server.pid
 
 
 def _answers(port: int) -> bool:
@@ -240,32 +274,39 @@ def _missing(message: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def moto_kinesis() -> Iterator[tuple[str, str]]:
-    """URLs of moto's server and of its proxy."""
+def moto_kinesis() -> Iterator[_Served]:
+    """Moto's server."""
+    with _serve(*_moto()) as served:
+        yield served
+
+
+def _moto() -> list[str]:
     if importlib.util.find_spec("moto") is None:
         _missing("a Kinesis server is needed: pip install 'moto[server]'")
-    with _serve(sys.executable, str(_HERE / "moto_kinesis.py"), "PORT") as urls:
-        yield urls
+    return [sys.executable, str(_HERE / "moto_kinesis.py"), "PORT"]
 
 
 @pytest.fixture(scope="session")
-def plain_moto_kinesis() -> Iterator[tuple[str, str]]:
-    """URLs of moto's server as it comes, and of its proxy."""
-    if importlib.util.find_spec("moto") is None:
-        _missing("a Kinesis server is needed: pip install 'moto[server]'")
-    with _serve(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "PORT") as urls:
-        yield urls
+def plain_moto_kinesis() -> Iterator[_Served]:
+    """Moto's server as it comes."""
+    program, *_ = _moto()
+    with _serve(program, "-m", "moto.server", "-H", "127.0.0.1", "-p", "PORT") as served:
+        yield served
 
 
 @pytest.fixture(scope="session")
-def kinesalite() -> Iterator[tuple[str, str]]:
-    """URLs of kinesalite and of its proxy."""
+def kinesalite() -> Iterator[_Served]:
+    """The other server."""
+    with _serve(*_kinesalite()) as served:
+        yield served
+
+
+def _kinesalite() -> list[str]:
     folder = _kinesalite_folder()
     node = shutil.which("node")
     assert node is not None
     os.environ["NODE_PATH"] = str(folder / "node_modules")
-    with _serve(node, "-e", _KINESALITE, "PORT") as urls:
-        yield urls
+    return [node, "-e", _KINESALITE, "PORT"]
 
 
 def _kinesalite_folder() -> Path:
@@ -291,14 +332,14 @@ def _kinesalite_folder() -> Path:
 
 
 @pytest.fixture
-def moto_stream(moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
+def moto_stream(moto_kinesis: _Served, monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     """A stream of two shards on moto's server, which knows roles too."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto_kinesis[0])
     return _new_stream("moto", moto_kinesis, monkeypatch)
 
 
 @pytest.fixture
-def plain_moto(plain_moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
+def plain_moto(plain_moto_kinesis: _Served, monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     """A stream of two shards on moto's server as it comes."""
     return _new_stream("plain moto", plain_moto_kinesis, monkeypatch)
 
@@ -306,14 +347,23 @@ def plain_moto(plain_moto_kinesis: tuple[str, str], monkeypatch: pytest.MonkeyPa
 @pytest.fixture(params=["moto", "kinesalite"])
 def kinesis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     """A stream of two shards, on each server in turn."""
-    urls = request.getfixturevalue("moto_kinesis" if request.param == "moto" else "kinesalite")
-    return _new_stream(request.param, urls, monkeypatch)
+    served = request.getfixturevalue("moto_kinesis" if request.param == "moto" else "kinesalite")
+    return _new_stream(request.param, served, monkeypatch)
 
 
-def _new_stream(kind: str, urls: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
+@pytest.fixture(params=["moto", "kinesalite"])
+def ageing_kinesis(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[KinesisServer]:
+    """A stream of two shards on a server of the test's own, whose clock may be put forward."""
+    with _serve(*(_moto() if request.param == "moto" else _kinesalite())) as served:
+        yield _new_stream(request.param, served, monkeypatch)
+
+
+def _new_stream(kind: str, served: _Served, monkeypatch: pytest.MonkeyPatch) -> KinesisServer:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = KinesisServer(kind, *urls, f"test-{uuid.uuid4().hex[:12]}")
+    server = KinesisServer(kind, *served, f"test-{uuid.uuid4().hex[:12]}")
     server.create()
     return server

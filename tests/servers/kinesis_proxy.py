@@ -2,7 +2,7 @@
 
 It throttles, ends iterators early, fails and drops calls before or after the server has done what was asked,
 and takes single records out of PutRecords. `GET /faults/RATE` sets how often, `GET /faults` tells what it did
-and how often each shard was read.
+and how often each shard was read. With `GET /slow/RECORDS` answers that may hold more take three seconds.
 """
 
 import collections
@@ -21,6 +21,7 @@ _KINDS = {
     "GetRecords": (_THROTTLED, "ExpiredIteratorException", "InternalFailure", "dropped", "answer lost"),
     "GetShardIterator": (_THROTTLED, "InternalFailure", "answer lost"),
     "ListShards": ("LimitExceededException", "InternalFailure"),
+    "DescribeStreamSummary": ("LimitExceededException", "InternalFailure"),
     "PutRecords": (_THROTTLED, "InternalFailure", "answer lost", "in part"),
 }
 
@@ -34,6 +35,7 @@ class Calls:
         self.shard_of: dict[str, str] = {}
         self.reads: dict[str, list[float]] = {}
         self.signers: set[str] = set()
+        self.slow_above = sys.maxsize
 
     def read(self, iterator: str) -> None:
         now = time.monotonic()
@@ -57,7 +59,13 @@ class ForwardKinesis(Forward):
             self.faults.rate = float(self.path[8:] or self.faults.rate)
             self._answer(200, {}, self.calls.report())
             return
+        if self.path.startswith("/slow"):
+            self.calls.slow_above = int(self.path[6:] or sys.maxsize)
+            self._answer(200, {}, b"")
+            return
         operation = self.headers.get("X-Amz-Target", "").partition(".")[2]
+        if operation == "GetRecords" and json.loads(body).get("Limit", 10_000) > self.calls.slow_above:
+            time.sleep(3)
         self._count(operation, body)
         kind = self._kind(operation)
         if kind == "dropped":
