@@ -13,8 +13,9 @@ from beamrec.io.processes import process_start
 from beamrec.io.store import Store
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["Lease", "lease_holder"]
+__all__ = ["Lease", "lease_holder", "lease_is_held"]
 
+_LEASE = "_ledger/lease"
 _BEAT_SECONDS = 5.0
 _EXPIRY_SECONDS = 30.0
 
@@ -33,6 +34,15 @@ def lease_holder(store: Store, folder: str) -> str | None:
     return _read_holder(store, f"{folder}/{held[-1]}").run if held else None
 
 
+def lease_is_held(store: Store, folder: str = _LEASE) -> bool:
+    """Whether somebody holds a folder's lease, by its beats alone: 30 s after the last one nobody does."""
+    names = store.names(folder)
+    held = [name for name in names if name.endswith(".json")]
+    if not held or f"{held[-1][:8]}.released" in names:
+        return False
+    return _silent_seconds(store, folder, held[-1][:8], names) <= _EXPIRY_SECONDS
+
+
 class Lease:
     """Holds `<folder>/<number>` while in the `with` block, renewed every five seconds.
 
@@ -44,7 +54,7 @@ class Lease:
       UsageError: on entry, if another job holds the folder.
     """
 
-    def __init__(self, store: Store, run: str, folder: str = "_ledger/lease") -> None:
+    def __init__(self, store: Store, run: str, folder: str = _LEASE) -> None:
         self._folder = folder
         self._store = store
         self._me = _Holder(run, socket.gethostname(), os.getpid(), process_start(os.getpid()))
@@ -99,21 +109,12 @@ class Lease:
         if holder.host == socket.gethostname():
             if process_start(holder.pid) != holder.process_start:
                 return number + 1
-        elif self._silent_seconds(number, names) > _EXPIRY_SECONDS:
+        elif _silent_seconds(self._store, self._folder, f"{number:08d}", names) > _EXPIRY_SECONDS:
             return number + 1
         raise UsageError(
             f"run {holder.run} (process {holder.pid} on {holder.host}) is writing to this output folder; "
             "stop it first (Ctrl-C drains it), or give this job another --output"
         )
-
-    def _silent_seconds(self, number: int, names: list[str]) -> float:
-        beats = [name for name in names if name.startswith(f"{number:08d}.")]
-        ages = []
-        for name in beats:
-            # A holder that lives takes its last beat away when it has made the next one.
-            with contextlib.suppress(FileNotFoundError):
-                ages.append(self._store.age_seconds(f"{self._folder}/{name}"))
-        return min(ages, default=0.0)
 
     def _renew(self) -> None:
         # Beats are new objects too, so that a store without overwrite will do; the one before goes.
@@ -123,6 +124,17 @@ class Lease:
             with contextlib.suppress(UnavailableError):
                 self._store.create(self._path(self._number, f"beat{self._beat}"), str(time.time()).encode())
                 self._store.discard(self._path(self._number, f"beat{previous}"))
+
+
+def _silent_seconds(store: Store, folder: str, number: str, names: list[str]) -> float:
+    """How long ago the lease of that number was renewed."""
+    ages = []
+    for name in names:
+        # A holder that lives takes its last beat away when it has made the next one.
+        with contextlib.suppress(FileNotFoundError):
+            if name.startswith(f"{number}."):
+                ages.append(store.age_seconds(f"{folder}/{name}"))
+    return min(ages, default=0.0)
 
 
 def _read_holder(store: Store, path: str) -> _Holder:
