@@ -18,6 +18,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.bookkeeping import keep_books
 from beamrec.io.floors import Floors
 from beamrec.io.segment_files import SegmentFormat
 from beamrec.io.shard_log import CommitResult, ShardLog
@@ -90,6 +91,7 @@ class _Logs:
         self._sink = sink
         self._store = open_store(sink.output)
         self._floors = Floors(self._store)
+        keep_books(self._store, owner=self)
         self._lock = threading.Lock()
         self._logs: dict[int, tuple[threading.Lock, ShardLog]] = {}
 
