@@ -28,6 +28,7 @@ from beamrec.io.patience import patient
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore, open_store
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
+from beamrec.transforms import metrics
 
 __all__ = ["LedgerMark", "LedgerReader", "Row", "raw_events"]
 
@@ -152,6 +153,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         if batch is not None:
             self._current = batch
             self._in_flight.emitted(batch)
+            metrics.count("read", batch.num_rows)
+            metrics.distribute("read_batch", batch.num_rows)
             self._idle_since = time.monotonic()
             return True
         if self.busy(seal_new=not draining):
@@ -194,6 +197,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         """See UnboundedReader."""
         if self._ended_at is not None and time.monotonic() - self._ended_at >= _DRAIN_HOLD_SECONDS:
             return MAX_TIMESTAMP
+        if self._watermark_us is not None:
+            metrics.gauge("watermark_ms", self._watermark_us // 1000)
         return self._watermark()
 
     def get_checkpoint_mark(self) -> LedgerMark:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import threadpoolctl
-from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
@@ -31,12 +30,14 @@ from beamrec.schemas.events import (
     RELEASE_CHECKSUM,
     RELEASE_ID,
     RELEASE_URI,
+    SERVING,
     SIMILAR,
     STORED_VECTOR,
 )
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.serving import SearchSetting
 from beamrec.schemas.shop import Shop
+from beamrec.transforms import metrics
 
 __all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "enrich", "multiplies"]
 
@@ -68,7 +69,7 @@ def enrich(
     )
     places = pc.index_in(products, value_set=found.products)
     there = places.is_valid().to_numpy(zero_copy_only=False)
-    Metrics.counter("enrich", "unknown_products").inc(int(len(there) - there.sum()))
+    metrics.count("unknown_products", int(len(there) - there.sum()))
     kept = pa.array(np.flatnonzero(there))
     entries = pa.StructArray.from_arrays(
         [products.take(kept), found.neighbours.take(places.take(kept))], fields=list(SIMILAR.value_type)
@@ -178,6 +179,9 @@ class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._releases = self._shared.acquire(lambda: _Releases(self._vector_db), tag=self._vector_db)
 
+    def start_bundle(self) -> None:
+        metrics.start_bundle()
+
 
 class _EnrichDoFn(_StoreDoFn):
     _shared_serving = shared.Shared()
@@ -203,8 +207,12 @@ class _EnrichDoFn(_StoreDoFn):
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         release = self._serving.current()
-        Metrics.counter("enrich", "release_load_failures").inc(self._serving.take_failures())
-        yield enrich(batch, self._shop, self._releases.neighbours, release)
+        metrics.count("release_load_failures", self._serving.take_failures())
+        metrics.gauge("items_version", release.items_version)
+        with metrics.timed("look_up_us"):
+            enriched = enrich(batch, self._shop, self._releases.neighbours, release)
+        metrics.count("looked_up", batch.num_rows)
+        yield enriched
 
 
 class _SearchDoFn(_StoreDoFn):
@@ -220,6 +228,11 @@ class _SearchDoFn(_StoreDoFn):
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        with metrics.timed("search_us"):
+            found = self._found(batch)
+        yield batch.append_column("candidates", found)
+
+    def _found(self, batch: pa.RecordBatch) -> pa.ListArray:
         release = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
         # Items of the history are taken out later, so look for that many more.
         seen = np.bincount(_distinct_products(batch.column("history"))[0], minlength=batch.num_rows)
@@ -229,8 +242,7 @@ class _SearchDoFn(_StoreDoFn):
             vectors = batch.column("user_vector").take(pa.array(rows))
             parts.append(self._candidates(release, vectors, self._items + int(seen[rows].max())))
             order.extend(rows)
-        found = pa.concat_arrays(parts).take(pa.array(np.argsort(order)))
-        yield batch.append_column("candidates", found)
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(order)))
 
     def _candidates(self, release: ActiveRelease, column: pa.FixedSizeListArray, count: int) -> pa.ListArray:
         scored = column.is_valid().to_numpy(zero_copy_only=False)
@@ -246,7 +258,7 @@ class _SearchDoFn(_StoreDoFn):
         if not len(vectors):
             return pa.array([], CANDIDATES)
         exact = multiplies(self._retrieval, release)
-        Metrics.counter("search", "exact" if exact else "index").inc(len(vectors))
+        metrics.count("searched", len(vectors), "exact" if exact else "index")
         if not exact:
             setting = release.search or SearchSetting()
             return self._releases.store.search(release.id, vectors, count, setting)
@@ -274,7 +286,12 @@ def _by_rank(ids: list[str]) -> pa.ListArray:
 
 class _UpsertDoFn(_StoreDoFn):
     def process(self, batch: pa.RecordBatch) -> Iterator[int]:
-        yield self._releases.store.upsert_serving(batch)
+        with metrics.timed("upsert_us"):
+            changed = self._releases.store.upsert_serving(batch.select(SERVING.names))
+        metrics.count("upserted", changed)
+        metrics.observe_since("event_to_serving_us", batch.column("event_time"))
+        metrics.observe_since("arrival_to_serving_us", batch.column("arrival"))
+        yield changed
 
 
 @dataclasses.dataclass(eq=False)
@@ -324,5 +341,5 @@ class UpsertServing(beam.PTransform):  # type: ignore[misc]
     vector_db: str
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        """[SERVING] -> number of rows written, a batch each."""
+        """[SERVED] -> number of rows written, a batch each."""
         return batches | "Upsert" >> beam.ParDo(_UpsertDoFn(self.vector_db))

@@ -10,11 +10,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.metrics import Metrics
+import pyarrow.compute as pc
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
@@ -24,7 +25,8 @@ from beamrec.io.segment_files import SegmentFormat
 from beamrec.io.shard_log import CommitResult, ShardLog
 from beamrec.io.store import open_store
 from beamrec.schemas.errors import UnavailableError
-from beamrec.schemas.events import OUTCOMES
+from beamrec.schemas.events import OUTCOMES, Fate
+from beamrec.transforms import metrics
 
 __all__ = ["WriteSegments", "split_shards"]
 
@@ -32,6 +34,7 @@ _ROWS_A_COMMIT = 50_000
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 10.0
 _LOGGER = logging.getLogger(__name__)
+_Committed = TypeVar("_Committed")
 
 
 def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.RecordBatch]]:
@@ -95,18 +98,22 @@ class _Logs:
         self._lock = threading.Lock()
         self._logs: dict[int, tuple[threading.Lock, ShardLog]] = {}
 
-    def commit(self, shard: int, outcomes: pa.Table) -> CommitResult:
-        """Waits out a store that is away, up to the sink's patience; raises UnavailableError then."""
+    def commit(self, shard: int, outcomes: pa.Table) -> tuple[CommitResult, pa.Table]:
+        """`ShardLog.commit_rows`; waits out a store that is away, up to the sink's patience.
+
+        Raises:
+          UnavailableError: it is away for longer.
+        """
         with self._lock:
             if shard not in self._logs:
                 log = ShardLog(self._store, shard, self._sink.horizon_hours, self._sink.form, self._floors)
                 self._logs[shard] = (threading.Lock(), log)
             lock, log = self._logs[shard]
         with lock:
-            return _patiently(lambda: log.commit(outcomes), self._sink.patience_seconds)
+            return _patiently(lambda: log.commit_rows(outcomes), self._sink.patience_seconds)
 
 
-def _patiently(commit: Callable[[], CommitResult], patience_seconds: float) -> CommitResult:
+def _patiently(commit: Callable[[], _Committed], patience_seconds: float) -> _Committed:
     """A commit may be repeated: what it has done already is a replay then."""
     began, wait = time.monotonic(), _FIRST_WAIT_SECONDS
     while True:
@@ -117,7 +124,19 @@ def _patiently(commit: Callable[[], CommitResult], patience_seconds: float) -> C
                 raise
             _LOGGER.warning("the output cannot be written, trying again in %.1f s: %s", wait, error)
             time.sleep(wait)
+            metrics.count("store_retries", 1, "output")
+            metrics.count("store_wait_us", round(wait * 1e6), "output")
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+
+def _measure(rows: pa.Table, replays: int) -> None:
+    """The metrics of a commit, of the rows that got their fate by it."""
+    metrics.distribute("commit_batch", rows.num_rows)
+    metrics.count("replays", replays)
+    metrics.count_values("committed", rows["fate"])
+    visible = rows.filter(pc.equal(rows["fate"], Fate.VISIBLE.value))
+    metrics.observe_since("event_to_file_us", visible["event_time"])
+    metrics.observe_since("arrival_to_file_us", visible["arrival"])
 
 
 class _CommitDoFn(beam.DoFn):  # type: ignore[misc]
@@ -130,12 +149,15 @@ class _CommitDoFn(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._logs = self._shared.acquire(lambda: _Logs(self._sink), tag=self._sink)
 
+    def start_bundle(self) -> None:
+        metrics.start_bundle()
+
     def process(self, group: tuple[int, Iterable[pa.RecordBatch]]) -> Iterator[CommitResult]:
         shard, batches = group
         for table in _tables(batches, self._sink.max_bytes):
-            result = self._logs.commit(shard, table)
-            for field in dataclasses.fields(result):
-                Metrics.counter("segments", field.name).inc(getattr(result, field.name))
+            with metrics.timed("commit_us"):
+                result, rows = self._logs.commit(shard, table)
+            _measure(rows, result.replays)
             yield result
 
 

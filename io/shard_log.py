@@ -152,12 +152,16 @@ class ShardLog:
         Rows whose position already has a fate are left out (a replay); visible rows whose id is already
         visible become duplicates. Repeats with fresh knowledge when another writer was faster.
         """
+        return self.commit_rows(outcomes)[0]
+
+    def commit_rows(self, outcomes: pa.Table) -> tuple[CommitResult, pa.Table]:
+        """`commit`, with the rows that have got their fate by it."""
         keys = hash_keys(outcomes["event_id"].combine_chunks())
         while True:
             self.refresh()
             rows, visible = self._assign(outcomes, keys)
             if not rows.num_rows or self._append(rows, visible):
-                return _result(rows, outcomes.num_rows - rows.num_rows)
+                return _result(rows, outcomes.num_rows - rows.num_rows), rows
 
     def _append(self, rows: pa.Table, visible: Keys) -> bool:
         """Commits and publishes an entry; False, and no change, if its number is another's."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
 USER_VECTOR = "user_vector"
 BuildFeatures = Callable[[pa.RecordBatch, str, Sequence[Feature]], pa.RecordBatch]
 FetchRelease = Callable[[str, str], Path]
+Told = Callable[[float], None]
 
 _KEPT_RELEASES = 3
 
@@ -126,6 +128,10 @@ def local_release(uri: str, checksum: str) -> Path:
     return local_folder(uri, "release")
 
 
+def _not_told(seconds: float) -> None:
+    """Nobody wants to know."""
+
+
 class ReleaseCache:
     """Up to three loaded releases, the least recently used one goes; safe for threads.
 
@@ -180,12 +186,18 @@ class TwoTowerHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ReleaseCache]
       shop: says which columns of the batch are the customer and the user tower's features.
       build_features: the function that makes features on the batch side too.
       fetch: (URI, checksum) → the release's folder on this machine; picklable.
+      told: is told how many seconds each batch took; picklable.
     """
 
     def __init__(
-        self, shop: Shop, build_features: BuildFeatures, fetch: FetchRelease = local_release
+        self,
+        shop: Shop,
+        build_features: BuildFeatures,
+        fetch: FetchRelease = local_release,
+        told: Told = _not_told,
     ) -> None:
         super().__init__()
+        self._told = told
         self._shop = shop
         self._build_features = build_features
         self._fetch = fetch
@@ -227,8 +239,11 @@ class TwoTowerHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, ReleaseCache]
                 "user tower: the batch is not stamped with a release (release_uri, …_checksum)"
             )
         release = model.get(stamp[RELEASE_URI].decode(), stamp[RELEASE_CHECKSUM].decode())
+        began = time.perf_counter()
         features = self._build_features(batch, self._shop.customers.key, self._shop.user_features)
-        yield batch.append_column(USER_VECTOR, release.vectors(features))
+        vectors = release.vectors(features)
+        self._told(time.perf_counter() - began)
+        yield batch.append_column(USER_VECTOR, vectors)
 
     def get_num_bytes(self, batch: pa.RecordBatch) -> int:
         """Bytes of the batch's columns."""

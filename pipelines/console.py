@@ -96,10 +96,10 @@ class Console:
         """Id of the recorded run, or a new one where the verb is called without being recorded."""
         return self.run.record.id if self.run is not None else f"{verb}-{secrets.token_hex(4)}"
 
-    def record(self, counts: Mapping[str, Any]) -> None:
-        """Keeps counts of a run in progress, for `beamrec runs show`; without a recorded run nothing."""
+    def record(self, counts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> None:
+        """Keeps what is known of a recorded run in progress, for `beamrec runs show`."""
         if self.run is not None:
-            self.run.update(counts)
+            self.run.update(counts, metrics)
 
     def close(self) -> None:
         """Ends the live line, if one is shown."""

@@ -1,5 +1,6 @@
 """Running a streaming job in the foreground: progress, drain on the first Ctrl-C, abort on the second."""
 
+import logging
 import signal
 import threading
 import time
@@ -12,10 +13,12 @@ import grpc
 from beamrec.io.ledger import Tally, request_drain
 from beamrec.io.store import Store
 from beamrec.pipelines.console import Console
+from beamrec.pipelines.job_metrics import MetricsHistory, read_metrics
 from beamrec.schemas.errors import BeamrecError
 
 __all__ = ["run_job"]
 
+_LOGGER = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
 _ESCAPED_NEWLINE, _NEWLINE = "\\n", "\n"  # runners quote a worker's traceback into one line
 _WORDS = {
@@ -27,8 +30,14 @@ _WORDS = {
 }
 
 
-def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -> None:
-    """Runs a pipeline to its end.
+def run_job(
+    pipeline: beam.Pipeline,
+    store: Store,
+    run: str,
+    console: Console,
+    history: MetricsHistory | None = None,
+) -> None:
+    """Runs a pipeline to its end; `history` is told its metrics every two seconds, and at the end.
 
     SIGINT and SIGTERM ask the sources to report their end, so that everything read is written; a second
     one raises KeyboardInterrupt.
@@ -37,6 +46,7 @@ def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -
       BeamrecError: the job failed.
     """
     tally, asked = Tally(store), threading.Event()
+    history = history or MetricsHistory()
     with _SetOnSignal(asked):
         result = pipeline.run()
         outcome: dict[str, BaseException] = {}
@@ -50,20 +60,31 @@ def run_job(pipeline: beam.Pipeline, store: Store, run: str, console: Console) -
                 _drain(store, run, console)
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
-                _report(tally, console)
+                _ask(result, history)
+                _report(tally, history, console)
     if "error" in outcome:
         raise _failure(outcome["error"])
-    _report(tally, console)
+    _ask(result, history)
+    _report(tally, history, console)
 
 
-def _report(tally: Tally, console: Console) -> None:
+def _ask(result: Any, history: MetricsHistory) -> None:
+    """Metrics are a courtesy too: a runner that does not tell them ends no job."""
+    try:
+        history.add(read_metrics(result))
+    except Exception as error:  # noqa: BLE001  (each runner has errors of its own)
+        _LOGGER.info("the runner does not tell its metrics: %s", type(error).__name__)
+
+
+def _report(tally: Tally, history: MetricsHistory, console: Console) -> None:
     try:
         counts = tally.update().to_dict()
     except BeamrecError as error:
         # Progress is a courtesy: what is wrong with the ledger ends the job where it matters.
         console.progress(str(error))
         return
-    console.record(counts)
+    history.account = counts
+    console.record(counts, history.recent())
     waiting = counts["in"] - sum(counts[name] for name in _WORDS if name != "in")
     told = ", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items())
     console.progress(f"{told}, in open windows {waiting:,}")

@@ -34,6 +34,7 @@ class RunRecord:
       host, pid, pid_start: the process; `pid_start` tells it from a later one with the same pid.
       started, ended: RFC 3339, UTC.
       counts: records by fate, as far as known (of a run in progress: so far).
+      metrics: rate, latencies and the like of a stream, over its last minute.
       result: what the verb returned.
       error: one line, no secrets.
     """
@@ -50,6 +51,7 @@ class RunRecord:
     counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     error: str | None = None
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def lost(self) -> bool:
@@ -86,9 +88,9 @@ class Run:
         """File that everything logged goes to."""
         return self.folder / "log"
 
-    def update(self, counts: Mapping[str, Any]) -> None:
-        """Replaces the counts so far."""
-        self._write(counts=dict(counts))
+    def update(self, counts: Mapping[str, Any], metrics: Mapping[str, Any] | None = None) -> None:
+        """Replaces the counts so far, and the metrics if there are any."""
+        self._write(counts=dict(counts), metrics=dict(metrics or self.record.metrics))
 
     def finish(self, state: State, result: Mapping[str, Any] | None = None, error: str | None = None) -> None:
         """Writes the final state. The counts are the stage counts of `result`, where it has them."""

@@ -32,7 +32,9 @@ from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.job import run_job
+from beamrec.pipelines.job_metrics import MetricsHistory, latency
 from beamrec.pipelines.placement import place_job
+from beamrec.pipelines.prometheus import serve_metrics
 from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import Job, ReadSettings, check_runner, find_preset, launch
 from beamrec.schemas.errors import BadDataError, UsageError
@@ -42,6 +44,7 @@ from beamrec.schemas.records import record_schema
 from beamrec.schemas.shop import Shop, load_shop
 from beamrec.schemas.summary import StageSummary
 from beamrec.transforms.features import build_features
+from beamrec.transforms.metrics import inference_took
 from beamrec.transforms.parse import ParseEvents
 from beamrec.transforms.recommend import FormatRecords, OutputShape, Recommend
 from beamrec.transforms.serving import ServingRows
@@ -106,6 +109,8 @@ class StreamOptions(VerbOptions):
         )
         add("--max-file-mb", type=int, default=64, help="most data of one file before compression [MiB]")
         add("--partition-style", choices=("hive", "plain"), default="hive", help="hour folders")
+        add("--metrics-port", type=int, help="tell Prometheus the metrics here; 0 for any that is free")
+        add("--metrics-host", default="127.0.0.1", help="address of this machine that --metrics-port is on")
         add("--retrieval", choices=("auto", "exact", "index"), default="auto", help="user to item search")
         add("--max-in-flight-mb", type=int, default=256, help="most read and not yet written, a split [MiB]")
         add("--patience", type=float, default=300.0, help="for an output that is away, before failing [s]")
@@ -151,6 +156,8 @@ class StreamConfig:
     max_file_mb: int = 64
     max_in_flight_mb: int = 256
     patience: float = 300.0
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -227,6 +234,7 @@ class StreamResult:
 
     counts: StageSummary
     output: str
+    metrics: MetricsHistory
 
 
 def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | None = None) -> None:
@@ -248,7 +256,7 @@ def recommend_events(parsed: Any, config: StreamConfig, allowed_lateness: float 
       parsed: what `ParseEvents` or `ParseReplayed` returns.
       allowed_lateness: instead of that of `config` [s].
     """
-    handler = TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache))
+    handler = TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache), inference_took)
     windows = parsed.events | "SplitWindows" >> SplitWindows(
         config.window_seconds,
         config.allowed_lateness if allowed_lateness is None else allowed_lateness,
@@ -305,7 +313,7 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
       BadDataError: the account does not add up.
       BeamrecError: the job failed.
     """
-    began = time.monotonic()
+    began, history = time.monotonic(), MetricsHistory()
     store = _check_all(config, runner, beam_args, console)
     # A job that takes another's place needs its output; the service sees to it that it is one at a time.
     replaces = find_preset(runner).replaces(beam_args)
@@ -316,7 +324,8 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
             build(pipeline, config, preset.read)
             if not preset.streams:
                 console.status(f"--runner {runner} writes nothing before its input ends")
-            run_job(pipeline, store, config.run, console)
+            with serve_metrics(history, config.metrics_port, config.metrics_host):
+                run_job(pipeline, store, config.run, console, history)
         finish_publications(store)
         found = account(store)
     if not found.reconciled:
@@ -325,7 +334,8 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
             f"the account of {store.uri} does not add up: {found.counts.to_dict()}; {faults}. "
             "If an input file is gone, put it back and start again"
         )
-    return StreamResult(dataclasses.replace(found.counts, seconds=time.monotonic() - began), store.uri)
+    counts = dataclasses.replace(found.counts, seconds=time.monotonic() - began)
+    return StreamResult(counts, store.uri, history)
 
 
 def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> Store:
@@ -412,7 +422,8 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
         f"{counts.expired:,} expired: {result.output}"
     )
     paths = {"recommendations": f"{result.output}/recommendations", "errors": f"{result.output}/errors"}
-    return {**result.counts.to_dict(), "reconciled": True, "paths": paths}
+    told = {"latency": latency(result.metrics.last), "metrics": result.metrics.total()}
+    return {**result.counts.to_dict(), "reconciled": True, **told, "paths": paths}
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "RELEASE_ID",
     "RELEASE_URI",
     "RESERVED_FIELDS",
+    "SERVED",
     "SERVING",
     "SESSION",
     "SIMILAR",
@@ -78,9 +79,14 @@ OUTCOMES = pa.schema(
         pa.field("folder", pa.string(), nullable=False),
         pa.field("hour", TIMESTAMP, nullable=False),
         pa.field("line", pa.binary(), nullable=False),
+        pa.field("event_time", TIMESTAMP),
+        pa.field("arrival", TIMESTAMP),
     ]
 )
-"""What the sink takes: the line to write, its folder below the output and the hour that it belongs to."""
+"""What the sink takes: the line to write, its folder below the output and the hour that it belongs to.
+
+The two times are for the metrics of latency, where they are known.
+"""
 
 SERVING = pa.schema(
     [
@@ -95,6 +101,9 @@ SERVING = pa.schema(
     ]
 )
 """Rows of the serving table; the two lists as JSON text."""
+
+SERVED = SERVING.append(pa.field("arrival", TIMESTAMP, nullable=False))
+"""SERVING with when the event arrived, for the metrics of latency; the table does not hold it."""
 
 
 CANDIDATES = pa.list_(pa.struct([("id", pa.string()), ("score", pa.float64())]))

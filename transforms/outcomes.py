@@ -43,6 +43,8 @@ def outcomes(rows: Sequence[tuple[dict[str, Any], str | None, DeadLetter]], fate
                 "folder": hour_folder(f"errors/{letter.stage}", row["arrival"]),
                 "hour": hour_of(row["arrival"]),
                 "line": letter.to_json(),
+                "event_time": row.get("event_time"),
+                "arrival": row["arrival"],
             }
             for row, event_id, letter in rows
         ],

@@ -14,6 +14,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import Fate, event_schema, rfc3339
 from beamrec.schemas.shop import Shop
+from beamrec.transforms import metrics
 from beamrec.transforms.outcomes import outcomes, position_of
 from beamrec.transforms.parse_columns import parse_columns
 from beamrec.transforms.parse_record import InvalidError, RecordParser
@@ -90,6 +91,8 @@ class _ParseDoFn(beam.DoFn):  # type: ignore[misc]
         events, dead = parse_events(
             raw, self._options.shop, self._options.dedupe_key, self._options.future_tolerance_seconds
         )
+        metrics.count("parsed", events.num_rows)
+        metrics.count("parse_dead_letters", dead.num_rows)
         if events.num_rows:
             yield events
         if dead.num_rows:

@@ -139,6 +139,7 @@ def format_records(
             folders.take(pa.array(hour_of_row)),
             starts.take(pa.array(hour_of_row)),
             pa.array(lines, pa.binary()),
+            *(batch.column(name) for name in ("event_time", "arrival")),
         ],
         schema=OUTCOMES,
     )

@@ -7,8 +7,9 @@ import orjson
 import pyarrow as pa
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
-from beamrec.schemas.events import RELEASE_ID, SERVING
+from beamrec.schemas.events import RELEASE_ID, SERVED
 from beamrec.schemas.shop import Shop
+from beamrec.transforms import metrics
 from beamrec.transforms.ranked_lists import as_objects
 from beamrec.transforms.recommend import similar_of_cart
 
@@ -16,7 +17,7 @@ __all__ = ["ServingRows", "serving_rows"]
 
 
 def serving_rows(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
-    """What `recommend` returns as SERVING; events without a customer have no row."""
+    """What `recommend` returns as SERVED; events without a customer have no row."""
     release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
     batch = batch.filter(batch.column(shop.customers.key).is_valid())
     similar = map(orjson.dumps, similar_of_cart(batch))
@@ -28,9 +29,17 @@ def serving_rows(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
             pa.array([release] * batch.num_rows, pa.string()),
             batch.column("served_by"),
             *(pa.array([text.decode() for text in texts], pa.string()) for texts in (recommended, similar)),
+            batch.column("arrival"),
         ],
-        schema=SERVING,
+        schema=SERVED,
     )
+
+
+def _counted(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
+    metrics.count_values("served_by", batch.column("served_by"))
+    release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
+    metrics.count("release", batch.num_rows, release)
+    return serving_rows(batch, shop)
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,5 +49,5 @@ class ServingRows(beam.PTransform):  # type: ignore[misc]
     shop: Shop
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        """[events with their recommendations] -> [SERVING]."""
-        return batches | "Rows" >> beam.Map(serving_rows, self.shop).with_output_types(pa.RecordBatch)
+        """[events with their recommendations] -> [SERVED]."""
+        return batches | "Rows" >> beam.Map(_counted, self.shop).with_output_types(pa.RecordBatch)

@@ -13,6 +13,7 @@ from apache_beam.utils.timestamp import Duration, Timestamp
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import Fate, rfc3339
+from beamrec.transforms import metrics
 from beamrec.transforms.outcomes import outcomes, position_of
 
 __all__ = ["SplitWindows", "WindowBatches", "split_windows"]
@@ -81,6 +82,12 @@ def _expired(events: pa.RecordBatch, allowed_lateness_seconds: float) -> pa.Reco
     return outcomes(letters, Fate.EXPIRED)
 
 
+def _late(piece: pa.RecordBatch, stamp_us: int, window_seconds: int) -> int:
+    """How many rows go with another window than that of their event time."""
+    width = window_seconds * 1_000_000
+    return int((_micros(piece.column("event_time")) // width != stamp_us // width).sum())
+
+
 class _SplitDoFn(beam.DoFn):  # type: ignore[misc]
     def __init__(self, options: "SplitWindows") -> None:
         self._options = options
@@ -90,6 +97,8 @@ class _SplitDoFn(beam.DoFn):  # type: ignore[misc]
         pieces, expired = split_windows(
             events, options.window_seconds, options.allowed_lateness_seconds, options.max_delay_seconds
         )
+        metrics.count("expired", expired.num_rows)
+        metrics.count("late", sum(_late(piece, micros, options.window_seconds) for micros, piece in pieces))
         for micros, piece in pieces:
             yield beam.window.TimestampedValue(piece, Timestamp(micros=micros))
         if expired.num_rows:

@@ -39,6 +39,8 @@ def batch(first: int, count: int, padding: int = 0) -> pa.RecordBatch:
         "folder": [f"recommendations/hour={7 + n % 2:02d}" for n in numbers],
         "hour": [HOUR] * count,
         "line": lines,
+        "event_time": [HOUR] * count,
+        "arrival": [HOUR] * count,
     }
     return pa.RecordBatch.from_pydict(columns, schema=OUTCOMES)
 

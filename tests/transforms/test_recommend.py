@@ -9,7 +9,7 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from beamrec.schemas.events import CANDIDATES, RELEASE_ID, SERVING, SIMILAR, event_schema
+from beamrec.schemas.events import CANDIDATES, RELEASE_ID, SERVED, SIMILAR, event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.recommend import FormatRecords, Recommend, format_records, recommend
 from beamrec.transforms.serving import ServingRows, serving_rows
@@ -130,7 +130,7 @@ def test_the_hour_is_that_of_the_event_time_in_either_style():
 
 def test_serving_rows_leave_out_events_without_a_customer():
     rows = serving_rows(recommend(scored({}, {"customerNumber": None}), 5), CLASSICMODELS)
-    assert rows.schema == SERVING
+    assert rows.schema == SERVED
     assert rows.column("customer_id").to_pylist() == ["103"]
     assert rows.column("release").to_pylist() == ["r1"]
 
