@@ -29,6 +29,8 @@ _OPTIONS = (
     "--worker_machine_type=n2-standard-4",
     # The image with TensorFlow is 3 GB before it is unpacked, and releases are cached beside it.
     "--disk_size_gb=50",
+    # Beam saves `__main__` on Dataflow unless told not to: with it whatever the launching process holds.
+    "--no_save_main_session",
 )
 # Unbounded sources in Python run on Streaming Engine and the portable runner only.
 _NEEDED = ("streaming_engine", "windmill_service", "runner_v2", "portable_runner", "unified_worker")
@@ -45,7 +47,8 @@ def job_name(job: Job) -> str:
 
     `--update` finds the running job by it.
     """
-    digest = hashlib.sha256(job.places.get("--output", "").encode()).hexdigest()[:8]
+    folder = job.places.get("--output", "").partition("?")[0].rstrip("/")
+    digest = hashlib.sha256(folder.encode()).hexdigest()[:8]
     return f"beamrec-{job.verb}-{digest}"
 
 
