@@ -129,7 +129,7 @@ class StreamJob:
         assert out.strip(), self.log.read_text()[-3000:]
         return json.loads(out.splitlines()[-1]) | {"exit_code": self._process.returncode}
 
-    def wait_for(self, rows: int, timeout: float = 90) -> None:
+    def wait_for(self, rows: int, timeout: float = 300) -> None:
         """Waits until that many recommendations are visible."""
         deadline = time.monotonic() + timeout
         while len(self.visible()) < rows:
