@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BEAM_GROUP",
     "VerbParser",
+    "check_beam_flags",
     "flag_name",
     "given",
     "leaf_parsers",
@@ -88,17 +89,28 @@ def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: st
     It describes (help, documentation, the names a TOML file may use); the pipeline itself is parsed by
     `PipelineOptions`, which passes Beam's options on to the runner.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     parser = VerbParser(prog=f"beamrec {verb}", description=description, conflict_handler="resolve")
     # Groups are shown in the order in which they are made; of two equal flags the one added last holds.
     own = parser.add_argument_group("options")
+    _add_beam_options(parser)
+    options._add_argparse_args(own)
+    return parser
+
+
+def _add_beam_options(parser: VerbParser) -> None:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     beam = parser.add_argument_group(BEAM_GROUP, "passed through to the runner")
     for kind in _subclasses(PipelineOptions):
         if kind.__module__.startswith("apache_beam.") and "_add_argparse_args" in vars(kind):
             cast(Any, kind)._add_argparse_args(beam)
-    options._add_argparse_args(own)
-    return parser
+
+
+def check_beam_flags(verb: str, beam_args: Sequence[str]) -> None:
+    """Raises UsageError for a flag that is not Beam's, or a value that is not of its type."""
+    parser = VerbParser(prog=f"beamrec {verb}", conflict_handler="resolve")
+    _add_beam_options(parser)
+    parser.parse_args(list(beam_args))
 
 
 def parse_pipeline(

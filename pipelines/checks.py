@@ -114,13 +114,13 @@ def check_prism(location: str | None) -> str:
     return path
 
 
-def check_source(uri: str, shop: Shop) -> str:
+def check_source(uri: str, shop: Shop, secret: str | None = None) -> str:
     """The shop's database answers, has the tables and columns of the shop, and lets us read them."""
     from beamrec.io.arrow_types import check_key_type, refuse_unknown
     from beamrec.io.registry import backend
 
     module = backend("tables", uri, "--source")
-    with module.connect(uri) as connection:
+    with module.connect(uri, secret) as connection:
         for table, columns in _wanted(shop):
             types = {name.lower(): kind for name, kind in module.column_types(connection, table).items()}
             missing = [column for column in columns if column.lower() not in types]
