@@ -122,7 +122,7 @@ class StreamJob:
         os.killpg(self._process.pid, signal.SIGINT)
         return self.finish()
 
-    def finish(self, timeout: float = 120) -> dict[str, Any]:
+    def finish(self, timeout: float = 600) -> dict[str, Any]:
         """Waits for the end; returns the `--json` object."""
         assert self._process is not None
         out, _ = self._process.communicate(timeout=timeout)
