@@ -14,7 +14,7 @@ from apache_beam.metrics import Metrics
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError
 
-__all__ = ["Gap", "note_gap", "read_gaps"]
+__all__ = ["Gap", "count_gaps", "note_gap", "read_gaps"]
 
 _FOLDER = "_ledger/gaps"
 _LOGGER = logging.getLogger(__name__)
@@ -52,6 +52,11 @@ def note_gap(store: Store, gap: Gap) -> bool:
     Metrics.counter("source", "gaps").inc()
     Metrics.counter("source", "lost_records").inc(gap.at_most or 0)
     return True
+
+
+def count_gaps(store: Store) -> int:
+    """How many there are."""
+    return len(store.names(_FOLDER))
 
 
 def read_gaps(store: Store) -> list[Gap]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from beamrec.io.books import Books, SourceState
 from beamrec.io.entries import entry_folder, list_shards, read_entries, unpublished
+from beamrec.io.gaps import count_gaps
 from beamrec.io.numbered import numbers
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
@@ -201,7 +202,11 @@ class Tally:
     """
 
     def __init__(self, store: Store) -> None:
-        self._books = Books(store)
+        self._store, self._books = store, Books(store)
+
+    def gaps(self) -> int:
+        """Where records were lost upstream, how often: no part of the counts."""
+        return count_gaps(self._store)
 
     def update(self) -> StageSummary:
         """The counts now, over all runs; `seconds` is 0."""

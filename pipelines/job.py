@@ -78,16 +78,17 @@ def _ask(result: Any, history: MetricsHistory) -> None:
 
 def _report(tally: Tally, history: MetricsHistory, console: Console) -> None:
     try:
-        counts = tally.update().to_dict()
+        counts, gaps = tally.update().to_dict(), tally.gaps()
     except BeamrecError as error:
         # Progress is a courtesy: what is wrong with the ledger ends the job where it matters.
         console.progress(str(error))
         return
     history.account = counts
-    console.record(counts, history.recent())
+    console.record(counts | ({"gaps": gaps} if gaps else {}), history.recent())
     waiting = counts["in"] - sum(counts[name] for name in _WORDS if name != "in")
     told = ", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items())
-    console.progress(f"{told}, in open windows {waiting:,}")
+    lost = f"; RECORDS LOST UPSTREAM at {gaps} places" if gaps else ""
+    console.progress(f"{told}, in open windows {waiting:,}{lost}")
 
 
 def _drain(store: Store, run: str, console: Console) -> None:

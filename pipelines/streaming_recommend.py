@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import ReadEvents, SourceOptions, identity, open_sources
 from beamrec.io.lease import Lease
+from beamrec.io.gaps import Gap, read_gaps
 from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.postgres import resolve_uri, with_secret
 from beamrec.io.registry import scheme_of
@@ -235,6 +236,7 @@ class StreamResult:
     counts: StageSummary
     output: str
     metrics: MetricsHistory
+    gaps: tuple[Gap, ...] = ()
 
 
 def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | None = None) -> None:
@@ -335,7 +337,7 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
             "If an input file is gone, put it back and start again"
         )
     counts = dataclasses.replace(found.counts, seconds=time.monotonic() - began)
-    return StreamResult(counts, store.uri, history)
+    return StreamResult(counts, store.uri, history, tuple(read_gaps(store)))
 
 
 def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> Store:
@@ -422,7 +424,10 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
         f"{counts.expired:,} expired: {result.output}"
     )
     paths = {"recommendations": f"{result.output}/recommendations", "errors": f"{result.output}/errors"}
-    told = {"latency": latency(result.metrics.last), "metrics": result.metrics.total()}
+    for gap in result.gaps:
+        console.print(f"records lost upstream: {gap.source} after position {gap.after}: {gap.reason}")
+    told: dict[str, Any] = {"latency": latency(result.metrics.last), "metrics": result.metrics.total()}
+    told["gaps"] = [dataclasses.asdict(gap) for gap in result.gaps]
     return {**result.counts.to_dict(), "reconciled": True, **told, "paths": paths}
 
 
