@@ -38,6 +38,7 @@ class Fields:
     """Names of the fields of an event; the defaults are those of classicmodels.
 
     Attributes:
+      customer_is_number, product_is_number: types of the keys.
       features: of each feature of a customer its column, its field, and whether it is a number.
     """
 
@@ -47,6 +48,8 @@ class Fields:
     history: str = "browse_history"
     product: str = "product_code"
     in_cart: str = "in_shopping_cart"
+    customer_is_number: bool = True
+    product_is_number: bool = False
     features: tuple[tuple[str, str, bool], ...] = (
         ("city", "city", False),
         ("country", "country", False),
@@ -69,7 +72,8 @@ class Fields:
             if feature.get("event_field") and feature.get("kind") != "none"
         )
         names = {name: value for name, value in events.items() if name in own}
-        return cls(**names, features=features)
+        keys = [shop[table]["key_type"] == "int" for table in ("customers", "products")]
+        return cls(**names, customer_is_number=keys[0], product_is_number=keys[1], features=features)
 
 
 @dataclasses.dataclass(slots=True)
@@ -112,20 +116,21 @@ def parse(message: Message, fields: Fields) -> Event:
 def _parse(message: Message, fields: Fields) -> Event:
     own = orjson.loads(message.payload)
     event_id, customer, time = own.get(fields.event_id), own.get(fields.customer), own.get(fields.event_time)
-    history = own.get(fields.history) or ()
-    products = list(dict.fromkeys([_key(entry[fields.product]) for entry in history]))
-    cart = {str(entry[fields.product]) for entry in history if entry.get(fields.in_cart)}
+    viewed = [
+        (_key(entry[fields.product], fields.product_is_number), entry.get(fields.in_cart))
+        for entry in own.get(fields.history) or ()
+    ]
     features = tuple([_feature(own.get(name), is_number) for _, name, is_number in fields.features])
     for name in _RESERVED:
         own.pop(name, None)
     return Event(
         own,
-        message.place if event_id is None else _key(event_id),
+        message.place if event_id is None else _key(event_id, False),
         _time(time, message.milliseconds),
-        None if customer is None else _key(customer),
+        None if customer is None else _key(customer, fields.customer_is_number),
         features,
-        products,
-        cart,
+        list(dict.fromkeys([product for product, _ in viewed])),
+        {product for product, in_cart in viewed if in_cart},
     )
 
 
@@ -135,8 +140,10 @@ def _feature(value: Any, is_number: bool) -> str | float:
     return "" if value is None else str(value)
 
 
-def _key(value: Any) -> str:
-    text = str(value)
+def _key(value: Any, is_number: bool) -> str:
+    if value is None:
+        raise ValueError("a key is missing")
+    text = str(int(value) if is_number else value)
     if "\0" in text:
         raise ValueError("a key holds NUL")
     return text
