@@ -100,9 +100,12 @@ def pipeline_parser(verb: str, options: "type[PipelineOptions]", description: st
 def _add_beam_options(parser: VerbParser) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
 
+    import beamrec.runners.flink_options  # noqa: F401  (a job server's, which Beam's SDK does not list)
+
     beam = parser.add_argument_group(BEAM_GROUP, "passed through to the runner")
     for kind in _subclasses(PipelineOptions):
-        if kind.__module__.startswith("apache_beam.") and "_add_argparse_args" in vars(kind):
+        passed = kind.__module__.startswith(("apache_beam.", "beamrec.runners."))
+        if passed and "_add_argparse_args" in vars(kind):
             cast(Any, kind)._add_argparse_args(beam)
 
 

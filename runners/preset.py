@@ -120,6 +120,7 @@ def find_preset(name: str) -> Preset:
     # Imported here: presets register themselves, and nobody needs them before a pipeline runs.
     import beamrec.runners.dataflow
     import beamrec.runners.direct
+    import beamrec.runners.flink
     import beamrec.runners.prism  # noqa: F401
 
     return PRESETS.get(name) or Preset(name, lambda job, args, say: _as_given(name, args))
