@@ -80,6 +80,7 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
             )
             for i, source in enumerate(self.sources)
         ]
-        merged = reads | "Merge" >> beam.Flatten(pipeline=begin.pipeline)
+        # Prism runs a Flatten by itself, between two stages: what is read would wait there for the next one.
+        merged = reads[0] if len(reads) == 1 else reads | "Merge" >> beam.Flatten(pipeline=begin.pipeline)
         merged.element_type = pa.RecordBatch
         return merged
