@@ -226,13 +226,13 @@ class ReleaseStore:
             lambda cursor: pgvector_search.lookup(cursor, release_id, product_ids, customer_ids, with_vectors)
         )
 
-    def catalogue(self, release_id: str) -> Catalogue:
-        """Every item of a release with its vector, most popular first.
+    def catalogue(self, release_id: str, limit: int | None = None) -> Catalogue:
+        """Every item of a release with its vector, most popular first; with a limit the first of them.
 
         Raises:
           UsageError: no such release is loaded.
         """
-        return self._with_schema(lambda cursor: pgvector_search.catalogue(cursor, release_id))
+        return self._with_schema(lambda cursor: pgvector_search.catalogue(cursor, release_id, limit))
 
     def user_vectors(self, release_id: str, count: int, seed: int) -> np.ndarray:
         """The vectors of some of a release's users, [count or fewer, dim]; one seed draws the same ones.

@@ -90,15 +90,17 @@ def _text_array(ids: pa.StringArray) -> str:
     return '{"' + '","'.join(quoted) + '"}' if texts else "{}"
 
 
-def catalogue(cursor: psycopg2.extensions.cursor, release_id: str) -> Catalogue:
-    """Every item of a release, most popular first.
+def catalogue(
+    cursor: psycopg2.extensions.cursor, release_id: str, limit: int | None = None
+) -> Catalogue:
+    """Every item of a release, most popular first; with a limit the first of them.
 
     Raises:
       UsageError: no such release is loaded.
     """
     found = release(cursor, release_id)
-    statement = sql.SQL("SELECT id, embedding FROM beamrec.{} ORDER BY popularity_rank, id").format(
-        sql.Identifier(partition_name("item_embeddings", release_id))
+    statement = sql.SQL("SELECT id, embedding FROM beamrec.{} ORDER BY popularity_rank, id LIMIT {}").format(
+        sql.Identifier(partition_name("item_embeddings", release_id)), sql.Literal(limit)
     )
     rows = BinaryRows.copied(cursor, statement.as_string(cursor), 2)
     return Catalogue(rows.texts(0, np.ones(len(rows), bool)), rows.vectors(1, found.dim))

@@ -34,12 +34,21 @@ from beamrec.schemas.events import (
     SIMILAR,
     STORED_VECTOR,
 )
+from beamrec.schemas.reasons import STORED, TOWER, VECTOR_OF
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.serving import SearchSetting
 from beamrec.schemas.shop import Shop
 from beamrec.transforms import metrics
 
-__all__ = ["EnrichFromPgvector", "Retrieval", "SearchItems", "UpsertServing", "enrich", "multiplies"]
+__all__ = [
+    "EnrichFromPgvector",
+    "Retrieval",
+    "SearchDoFn",
+    "SearchItems",
+    "UpsertServing",
+    "enrich",
+    "multiplies",
+]
 
 Retrieval = Literal["auto", "exact", "index"]
 
@@ -76,7 +85,12 @@ def enrich(
     )
     known = pc.index_in(customers, value_set=found.customers)
     offsets = np.searchsorted(rows[there], np.arange(batch.num_rows + 1)).astype(np.int32)
-    stamp = {RELEASE_ID: release.id, RELEASE_URI: release.uri, RELEASE_CHECKSUM: release.checksum}
+    stamp = {
+        RELEASE_ID: release.id,
+        RELEASE_URI: release.uri,
+        RELEASE_CHECKSUM: release.checksum,
+        VECTOR_OF: TOWER if release.has_user_tower else STORED,
+    }
     enriched = pa.RecordBatch.from_arrays(
         [
             *batch.columns,
@@ -121,6 +135,7 @@ class _Releases:
         self._lock, self._catalogue_lock = threading.Lock(), threading.Lock()
         self._seen: dict[str | None, tuple[float, ActiveRelease]] = {}
         self._catalogues: dict[str, tuple[int, Catalogue]] = {}
+        self._heads: dict[str, tuple[int, Catalogue]] = {}
         self._popular: dict[str, tuple[int, int, list[str]]] = {}
 
     def active(self) -> ActiveRelease:
@@ -151,6 +166,16 @@ class _Releases:
             self._catalogues[release.id] = release.items_version, catalogue
             _keep_last(self._catalogues)
             return catalogue
+
+    def head(self, release: ActiveRelease, count: int) -> Catalogue:
+        """The most popular items; for one count a process."""
+        with self._catalogue_lock:
+            version, head = self._heads.pop(release.id, (None, None))
+            if head is None or version != release.items_version:
+                head = self.store.catalogue(release.id, count)
+            self._heads[release.id] = release.items_version, head
+            _keep_last(self._heads)
+            return head
 
     def popular(self, release: ActiveRelease, count: int) -> list[str]:
         """Ids of the most popular items."""
@@ -215,34 +240,53 @@ class _EnrichDoFn(_StoreDoFn):
         yield enriched
 
 
-class _SearchDoFn(_StoreDoFn):
+class SearchDoFn(_StoreDoFn):
+    """User to item search, a batch at a time, as `SearchItems` says."""
+
     def __init__(self, vector_db: str, items: int, retrieval: Retrieval) -> None:
         super().__init__(vector_db)
         self._items = items
         self._retrieval = retrieval
 
     def setup(self) -> None:
+        """Opens the worker's cache, and keeps BLAS to one thread."""
         super().setup()
         # A worker has other threads to fill the cores. OpenBLAS's wait for each other in a loop: on two busy
         # cores 256 users × 200,000 items × 64 took 691 ms with two of them, and 109 ms with one.
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Adds `candidates`."""
         with metrics.timed("search_us"):
-            found = self._found(batch)
+            found = self.find(batch, self.release_of(batch), self._items)
         yield batch.append_column("candidates", found)
 
-    def _found(self, batch: pa.RecordBatch) -> pa.ListArray:
-        release = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
+    def release_of(self, batch: pa.RecordBatch) -> ActiveRelease:
+        """The release that a batch is stamped with."""
+        return self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
+
+    def find(self, batch: pa.RecordBatch, release: ActiveRelease, items: int) -> pa.ListArray:
+        """CANDIDATES of each row: so many items beside those of its history."""
         # Items of the history are taken out later, so look for that many more.
         seen = np.bincount(_distinct_products(batch.column("history"))[0], minlength=batch.num_rows)
         parts = [pa.array([], CANDIDATES)]
         order: list[int] = []
         for rows in _by_length(seen):
             vectors = batch.column("user_vector").take(pa.array(rows))
-            parts.append(self._candidates(release, vectors, self._items + int(seen[rows].max())))
+            parts.append(self._candidates(release, vectors, items + int(seen[rows].max())))
             order.extend(rows)
         return pa.concat_arrays(parts).take(pa.array(np.argsort(order)))
+
+    def covers(self, release: ActiveRelease, items: int) -> bool:
+        """Whether `find` of so many items finds all of the release."""
+        return release.items <= items and multiplies(self._retrieval, release)
+
+    def head(self, release: ActiveRelease, items: int) -> Catalogue:
+        """The most popular items."""
+        if multiplies(self._retrieval, release):
+            catalogue = self._releases.catalogue(release)
+            return Catalogue(catalogue.ids[:items], catalogue.vectors[:items])
+        return self._releases.head(release, items)
 
     def _candidates(self, release: ActiveRelease, column: pa.FixedSizeListArray, count: int) -> pa.ListArray:
         scored = column.is_valid().to_numpy(zero_copy_only=False)
@@ -330,7 +374,7 @@ class SearchItems(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """[batches with `user_vector`] -> [the same with `candidates`]."""
-        search = beam.ParDo(_SearchDoFn(self.vector_db, self.items, self.retrieval))
+        search = beam.ParDo(SearchDoFn(self.vector_db, self.items, self.retrieval))
         return batches | "Search" >> search.with_output_types(pa.RecordBatch)
 
 

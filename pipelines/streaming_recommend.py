@@ -20,7 +20,8 @@ from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.postgres import resolve_uri, with_secret
 from beamrec.io.registry import scheme_of
 from beamrec.io.release_folders import FetchRelease
-from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, SearchItems, UpsertServing
+from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, UpsertServing
+from beamrec.io.ruled_search import SearchRules
 from beamrec.io.segment_files import FORMATS, FileFormat, SegmentFormat
 from beamrec.io.segments import WriteSegments
 from beamrec.io.session_history import SessionHistory
@@ -36,6 +37,7 @@ from beamrec.pipelines.job import run_job
 from beamrec.pipelines.job_metrics import MetricsHistory, latency
 from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.prometheus import serve_metrics
+from beamrec.pipelines.stream_rules import RULE_OPTIONS, add_rule_options, load_rules, search
 from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import Job, ReadSettings, check_runner, find_preset, launch
 from beamrec.schemas.errors import BadDataError, UsageError
@@ -113,6 +115,7 @@ class StreamOptions(VerbOptions):
         add("--metrics-port", type=int, help="tell Prometheus the metrics here; 0 for any that is free")
         add("--metrics-host", default="127.0.0.1", help="address of this machine that --metrics-port is on")
         add("--retrieval", choices=("auto", "exact", "index"), default="auto", help="user to item search")
+        add_rule_options(parser)
         add("--max-in-flight-mb", type=int, default=256, help="most read and not yet written, a split [MiB]")
         add("--patience", type=float, default=300.0, help="for an output that is away, before failing [s]")
         add("--stop-when-idle", type=float, help="drain and end after this long without input [s]")
@@ -150,6 +153,8 @@ class StreamConfig:
     output_shape: OutputShape = "full"
     partition_style: PartitionStyle = "hive"
     retrieval: Retrieval = "auto"
+    rules: SearchRules | None = None
+    explain: bool = False
     stop_when_idle: float | None = None
     cache: str = ""
     also: tuple[str, ...] = ()
@@ -169,6 +174,8 @@ class StreamConfig:
                 "--window-seconds: expected a divisor of 3600 (a window lies in one hour), "
                 f"got {self.window_seconds}"
             )
+        if self.explain and self.output_shape == "course":
+            raise UsageError("--explain: the course's record has no room for reasons; take one of both")
         open_store(self.output)
         event_schema(self.shop)
         for name in ("items", "shards", "splits", "dedupe_horizon", "max_file_mb", "max_in_flight_mb"):
@@ -189,9 +196,15 @@ class StreamConfig:
     @property
     def settings(self) -> Settings:
         """What must not change in the output folder."""
-        of_input = identity(self.input)
         return Settings(
-            self.shards, of_input, self.dedupe_key, self.shop.name, self.event_mapping, self.format
+            self.shards,
+            identity(self.input),
+            self.dedupe_key,
+            self.shop.name,
+            self.event_mapping,
+            self.format,
+            # Other columns in the files of one table would be an error for its readers; lines may differ.
+            self.explain and self.format == "parquet",
         )
 
     @property
@@ -207,12 +220,15 @@ class StreamConfig:
         """What the runner's preset is told."""
         places = {"--input": self.input, "--output": self.output, "--vector-db": self.vector_db}
         more = {f"--also {number}": uri for number, uri in enumerate(self.also, start=1)}
+        if self.rules is not None and self.rules.facts is not None:
+            more["--source"] = self.rules.facts.uri
         return place_job("stream", {**places, **more})
 
     @property
     def segments(self) -> SegmentFormat:
         """How recommendations are written."""
-        return SegmentFormat(self.format, record_schema(self.shop, self.output_shape == "course"))
+        course = self.output_shape == "course"
+        return SegmentFormat(self.format, record_schema(self.shop, course, self.explain))
 
     @property
     def source(self) -> SourceOptions:
@@ -273,8 +289,9 @@ def recommend_events(parsed: Any, config: StreamConfig, allowed_lateness: float 
         | "EnrichFromPgvector"
         >> EnrichFromPgvector(config.vector_db, config.shop, handler.prepare, config.release)
         | "UserTower" >> RunInference(handler)
-        | "SearchItems" >> SearchItems(config.vector_db, config.items, config.retrieval)
-        | "Recommend" >> Recommend(config.items)
+        | "SearchItems"
+        >> search(config.vector_db, config.items, config.retrieval, config.rules, config.shop.customers.key)
+        | "Recommend" >> Recommend(config.items, config.explain)
     )
     if config.serving:
         _ = (
@@ -350,6 +367,8 @@ def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     open_sources(config.input, config.source)
     for uri in config.also:
         open_sink(uri)
+    if config.rules is not None and config.rules.facts is not None:
+        config.rules.facts.check()
     release = active_release(config.vector_db, config.shop)
     # Workers load the towers from where `release load` found them.
     check_runner(runner, Job("stream", {f"the active release {release.id}": release.uri}), beam_args)
@@ -391,7 +410,8 @@ def make_config(
     values: Namespace, beam_args: Sequence[str], console: Console, verb: str = "stream"
 ) -> StreamConfig:
     """The values of `StreamOptions` as a job of a verb; raises UsageError."""
-    fields = {k: v for k, v in vars(values).items() if k not in ("shop", "runner", "also")}
+    elsewhere = ("shop", "runner", "also", *RULE_OPTIONS)
+    fields = {k: v for k, v in vars(values).items() if k not in elsewhere}
     secret = fields.pop("vector_db_secret")
     fields["vector_db"] = with_secret(resolve_uri(fields["vector_db"], console.home), secret)
     if scheme_of(fields["input"] or "") in ("s3", "gs"):
@@ -399,8 +419,10 @@ def make_config(
     if fields["output"]:
         fields["output"] = with_beam_options(fields["output"], beam_args)
     fields["cache"] = str(console.home / "cache" / "releases")
+    shop = load_shop(values.shop)
     return StreamConfig(
-        shop=load_shop(values.shop),
+        shop=shop,
+        rules=load_rules(values, shop),
         run=console.run_id(verb),
         also=tuple(values.also or ()),
         **fields,

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pgvector.psycopg import register_vector
 
 from beamrec.io.pgvector_schema import partition_name
-from beamrec.io.retrieval import Retrieval, _SearchDoFn
+from beamrec.io.retrieval import Retrieval, SearchDoFn
 from beamrec.schemas.events import RELEASE_ID, event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 
@@ -59,7 +59,7 @@ def _timed(ask: Callable[[Any], Any], batches: list[Any]) -> tuple[list[float], 
 @contextlib.contextmanager
 def ask_beamrec(uri: str, release: str, retrieval: Retrieval, size: int) -> Iterator[Callable[..., Pass]]:
     """What `SearchItems` does on a worker: a batch of events with vectors in, candidates out, both Arrow."""
-    worker = _SearchDoFn(uri, K, retrieval)
+    worker = SearchDoFn(uri, K, retrieval)
     worker.setup()
 
     def run(vectors: np.ndarray) -> Pass:

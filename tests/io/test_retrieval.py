@@ -16,9 +16,9 @@ from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import connect
 from beamrec.io.retrieval import (
     EnrichFromPgvector,
+    SearchDoFn,
     SearchItems,
     _Releases,
-    _SearchDoFn,
     enrich,
     multiplies,
 )
@@ -109,7 +109,7 @@ def test_one_long_history_does_not_make_the_candidates_of_all_rows_as_many(
     histories = [["P1"] * 5_000, everything[:300], ["P2", "P3"], [], everything[:390]]
     vectors = [release.user_vectors[row] if row != 3 else None for row in range(5)]
     batch = with_vectors(release.manifest.id, histories, vectors, 8)
-    search = _SearchDoFn(database, 3, "exact")
+    search = SearchDoFn(database, 3, "exact")
     search._releases = _Releases(database)
     (found,) = search.process(batch)
     candidates = found.column("candidates")
@@ -144,14 +144,14 @@ def test_auto_multiplies_unless_it_takes_too_much_memory_or_something_else_was_m
     assert not multiplies("index", active_release(1))
 
 
-def searcher(database: str, retrieval: Any) -> _SearchDoFn:
+def searcher(database: str, retrieval: Any) -> SearchDoFn:
     """A worker's search that remembers nothing of other tests."""
-    search = _SearchDoFn(database, 3, retrieval)
+    search = SearchDoFn(database, 3, retrieval)
     search._releases = _Releases(database)
     return search
 
 
-def ids(search: _SearchDoFn, batch: pa.RecordBatch) -> list[list[str]]:
+def ids(search: SearchDoFn, batch: pa.RecordBatch) -> list[list[str]]:
     (found,) = search.process(batch)
     return [[entry["id"] for entry in row] for row in found.column("candidates").to_pylist()]
 

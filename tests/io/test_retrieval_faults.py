@@ -18,7 +18,7 @@ import pytest
 from beamrec.io import embedded
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import connect
-from beamrec.io.retrieval import _EnrichDoFn, _Releases, _SearchDoFn
+from beamrec.io.retrieval import SearchDoFn, _EnrichDoFn, _Releases
 from beamrec.io.retrieval import _UpsertDoFn as _ServingDoFn
 from beamrec.io.vector_transforms import Limits, VectorSearch, VectorUpsert
 from beamrec.io.vector_transforms import _SearchDoFn as _AnySearchDoFn
@@ -106,7 +106,7 @@ def searches(uri: str, release: ReleaseContents) -> Iterator[Load]:
     events = events.replace_schema_metadata({RELEASE_ID: release.manifest.id})
 
     def search(number: int) -> None:
-        worker = _SearchDoFn(uri, 3, "index")
+        worker = SearchDoFn(uri, 3, "index")
         worker._releases = remembered
         (found,) = worker.process(events)
         got = [[entry["id"] for entry in row] for row in found.column("candidates").to_pylist()]
