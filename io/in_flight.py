@@ -43,7 +43,8 @@ class InFlight:
     Args:
       store: the output folder, of which the ledger is read when it matters.
       window_seconds: length of the windows that rows are grouped in, by their arrival at the latest.
-      max_bytes: most payload bytes without a fate; a quarter of it in windows that are closed already.
+      max_bytes: most payload bytes without a fate; of a quarter of it, if that is in closed windows, the
+        sink is given some seconds to get on with.
     """
 
     def __init__(self, store: Store, window_seconds: int, max_bytes: int) -> None:
@@ -75,16 +76,16 @@ class InFlight:
         return None
 
     def too_much(self, watermark_us: int | None) -> bool:
-        """Whether to read no more for now: closed windows hold too much, and have done so for a while."""
-        most = int(_CLOSED_SHARE * self._max_bytes)
-        if self._closed(watermark_us, most) <= most:
-            self._since = None
-            return False
-        if self._looked() and self._closed(watermark_us, most) <= most:
+        """Whether to read no more for now: closed windows hold all there is room for, or much for a while."""
+        much = int(_CLOSED_SHARE * self._max_bytes)
+        closed = self._closed(watermark_us, much)
+        if closed > much and self._looked():
+            closed = self._closed(watermark_us, much)
+        if closed <= much:
             self._since = None
             return False
         self._since = time.monotonic() if self._since is None else self._since
-        return time.monotonic() - self._since >= _GRACE_SECONDS
+        return closed > self._max_bytes or time.monotonic() - self._since >= _GRACE_SECONDS
 
     def _closed(self, watermark_us: int | None, most: int) -> int:
         """Bytes in windows that end before a watermark; 0 if all together are not too many."""

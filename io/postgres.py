@@ -17,7 +17,7 @@ import psycopg2
 import psycopg2.extensions
 
 from beamrec.io import embedded
-from beamrec.io.postgres_pool import Limits, Pool, is_lost, passes, passes_for_a_while
+from beamrec.io.postgres_pool import Limits, Pool, is_elsewhere, is_lost, passes, passes_for_a_while
 from beamrec.schemas.errors import ConnectionLostError, RefusedError, UnavailableError, UsageError
 
 __all__ = [
@@ -264,6 +264,7 @@ class Database:
     patient: bool = False
     limits: Limits = _LIMITS
     password_env: str | None = None
+    _worked: bool = dataclasses.field(default=False, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def _pool(self) -> Pool:
@@ -277,7 +278,8 @@ class Database:
 
         While all connections are lent it waits. A connection that broke while idle is replaced once in any
         case; with `patient` every outage is waited out with a growing pause (10 s at most), and what may
-        pass on a server that answers, such as a statement timeout, for five minutes.
+        pass on a server that answers for five minutes: a statement timeout, a server that only reads, and a
+        refused login if one had succeeded before (a password is rotated in two places, one after another).
 
         Raises:
           UnavailableError: the database is away, refuses us, or does not answer in time.
@@ -291,7 +293,7 @@ class Database:
                 return self._attempt(work)
             except (psycopg2.Error, UnavailableError) as error:
                 reused = isinstance(error, _BrokenWhileIdleError) and attempt == 0
-                if not reused and not (patient and _may_pass(error, time.monotonic() - began)):
+                if not reused and not (patient and self._may_pass(error, time.monotonic() - began)):
                     raise _explained(error) from error
                 attempt += 1
                 self._wait(attempt, error)
@@ -300,14 +302,26 @@ class Database:
         with self._pool.lend() as (connection, used_before):
             try:
                 with connection, connection.cursor() as cursor:
-                    return work(cursor)
+                    answer = work(cursor)
+                self._worked = True
+                return answer
             except psycopg2.Error as error:
-                if not is_lost(error, connection):
+                lost = is_lost(error, connection)
+                if lost or is_elsewhere(error):
+                    connection.close()
+                    self._pool.close_idle()
+                if not lost:
                     raise
-                connection.close()
-                self._pool.close_idle()
                 kind = _BrokenWhileIdleError if used_before else ConnectionLostError
                 raise kind(_described(error)) from error
+
+    def _may_pass(self, error: Exception, waited_seconds: float) -> bool:
+        """Whether waiting can mend the error; some do not last, or are told after a while."""
+        if isinstance(error, psycopg2.Error):
+            return passes(error) or (passes_for_a_while(error) and waited_seconds < _A_WHILE_SECONDS)
+        if isinstance(error, RefusedError) or refusal_hint(str(error)) is not None:
+            return self._worked and waited_seconds < _A_WHILE_SECONDS
+        return True
 
     def _wait(self, attempt: int, error: Exception) -> None:
         pause = min(_MAX_BACKOFF_SECONDS, 0.05 * 2 ** min(attempt, 10))
@@ -324,13 +338,6 @@ class Database:
 
 class _BrokenWhileIdleError(ConnectionLostError):
     """A connection that had worked before was lost: the server may be there nevertheless."""
-
-
-def _may_pass(error: Exception, waited_seconds: float) -> bool:
-    """Whether waiting can mend the error; not a refusal, and not what lasts on a server that answers."""
-    if isinstance(error, psycopg2.Error):
-        return passes(error) or (passes_for_a_while(error) and waited_seconds < _A_WHILE_SECONDS)
-    return not isinstance(error, RefusedError) and refusal_hint(str(error)) is None
 
 
 def _explained(error: Exception) -> Exception:

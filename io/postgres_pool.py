@@ -13,16 +13,17 @@ from typing import TypeAlias
 import psycopg2
 import psycopg2.extensions
 
-__all__ = ["Limits", "Pool", "is_lost", "passes", "passes_for_a_while"]
+__all__ = ["Limits", "Pool", "is_elsewhere", "is_lost", "passes", "passes_for_a_while"]
 
 _Connection: TypeAlias = psycopg2.extensions.connection
 
 # Connection exceptions, shutdown, crash, starting up, limits on waiting; too many connections, memory, disk;
 # a deadlock, a serialization failure, a lock that was not to be had.
 _PASS = ("08", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04", "53", "40001", "40P01", "55P03")
-# A statement timeout of an overloaded server, a primary that a failover has just made a replica: they may
-# pass, but a statement that never ends in time and a replica that stays one do not.
-_PASS_FOR_A_WHILE = ("57014", "25006")
+_READ_ONLY = "25006"
+# A statement timeout of an overloaded server, a primary that a failover has just made a replica, a disk that
+# does not answer: they may pass, but a statement that never ends in time and a replica that stays one do not.
+_PASS_FOR_A_WHILE = ("57014", _READ_ONLY, "58030")
 _BREAKS = ("08", "57P", "25P")
 
 
@@ -97,6 +98,11 @@ def is_lost(error: psycopg2.Error, connection: _Connection) -> bool:
     if code is None:
         return bool(connection.closed) or type(error) in (psycopg2.OperationalError, psycopg2.DatabaseError)
     return bool(connection.closed) or code.startswith(_BREAKS)
+
+
+def is_elsewhere(error: psycopg2.Error) -> bool:
+    """Whether the server that was connected to writes no more: its address may lead to another by now."""
+    return error.pgcode == _READ_ONLY
 
 
 def passes(error: psycopg2.Error) -> bool:
