@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import CANDIDATES, OUTCOMES, RELEASE_ID, SIMILAR, TIMESTAMP, Fate
 from beamrec.schemas.paths import RECOMMENDATIONS, PartitionStyle, hour_folder
 from beamrec.schemas.reasons import EXPLAINED, RULED_SIMILAR
+from beamrec.transforms.list_json import joined, quoted, ranked_json, similar_json
 from beamrec.transforms.ranked_lists import ProductsOfRows, as_objects, kept, lengths_of, sliced
 from beamrec.transforms.reasons import explained
 
@@ -131,58 +131,61 @@ def format_records(
         [hour_folder(RECOMMENDATIONS, hour, style) for hour in starts.to_pylist()], pa.string()
     )
     added = _course(batch, seed) if shape == "course" else _full(batch)
-    lines = list(map(_splice, batch.column("fields").to_pylist(), map(orjson.dumps, added)))
+    fields = batch.column("fields")
+    comma = pc.if_else(pc.greater(pc.binary_length(fields), 2), b",", b"")
+    # The event's own object with more fields behind, without parsing it again.
+    lines = pc.binary_join_element_wise(pc.binary_slice(fields, 0, -1), comma, added.cast(pa.binary()), b"")
     return pa.RecordBatch.from_arrays(
         [
             *(batch.column(name) for name in ("source", "after", "position", "event_id")),
             pa.array([str(Fate.VISIBLE)] * batch.num_rows, pa.string()),
             folders.take(pa.array(hour_of_row)),
             starts.take(pa.array(hour_of_row)),
-            pa.array(lines, pa.binary()),
+            lines,
             *(batch.column(name) for name in ("event_time", "arrival")),
         ],
         schema=OUTCOMES,
     )
 
 
-def _full(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def _full(batch: pa.RecordBatch) -> pa.StringArray:
+    """What follows the event's own fields, with the closing brace."""
     release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
-    columns = zip(
-        as_objects(batch.column("recommended_items")),
-        similar_of_cart(batch),
-        batch.column("event_id").to_pylist(),
+    return joined(
+        '"recommended_items":',
+        ranked_json(batch.column("recommended_items")),
+        ',"similar_items":',
+        similar_json(similar_of_cart(batch)),
+        ',"event_id":',
+        quoted(batch.column("event_id")),
+        ',"event_time":"',
         _rfc3339(batch.column("event_time")),
-        batch.column("served_by").to_pylist(),
+        f'","release":{orjson.dumps(release).decode()},"served_by":',
+        quoted(batch.column("served_by")),
+        ',"processed_at":"',
         _rfc3339(batch.column("processed_at")),
-        strict=True,
+        '"}',
     )
-    for recommended, similar, event_id, event_time, served_by, processed_at in columns:
-        yield {
-            "recommended_items": recommended,
-            "similar_items": similar,
-            "event_id": event_id,
-            "event_time": event_time,
-            "release": release,
-            "served_by": served_by,
-            "processed_at": processed_at,
-        }
 
 
-def _course(batch: pa.RecordBatch, seed: int) -> Iterator[dict[str, Any]]:
+def _course(batch: pa.RecordBatch, seed: int) -> pa.StringArray:
     columns = zip(
         as_objects(batch.column("recommended_items")),
         _similar(batch.column("similar_items")),
         batch.column("event_id").to_pylist(),
         strict=True,
     )
+    added = []
     for recommended, entries, event_id in columns:
         draw = random.Random(f"{seed}:{event_id}")  # noqa: S311  (a sample, not a secret)
         drawn = draw.choice(entries) if entries else None
-        yield {"recommended_items": recommended, "similar_items": drawn}
+        record = orjson.dumps({"recommended_items": recommended, "similar_items": drawn})
+        added.append(record[1:].decode())
+    return pa.array(added, pa.string())
 
 
-def similar_of_cart(batch: pa.RecordBatch) -> list[list[dict[str, Any]]]:
-    """Each row's similar items per product in the cart, or per product viewed if the cart is empty.
+def similar_of_cart(batch: pa.RecordBatch) -> pa.ListArray:
+    """SIMILAR of each row, per product in the cart, or per product viewed if the cart is empty.
 
     Args:
       batch: what `recommend` returns.
@@ -194,7 +197,7 @@ def similar_of_cart(batch: pa.RecordBatch) -> list[list[dict[str, Any]]]:
     empty[rows] = False
     of_rows = np.repeat(np.arange(batch.num_rows), lengths_of(similar))
     there = _products(history, in_cart).have(of_rows, similar.flatten().field("product"))
-    return _similar(kept(similar, there | empty[of_rows]))
+    return kept(similar, there | empty[of_rows])
 
 
 def _similar(similar: pa.ListArray) -> list[list[dict[str, Any]]]:
@@ -205,15 +208,10 @@ def _similar(similar: pa.ListArray) -> list[list[dict[str, Any]]]:
     return sliced(objects, lengths_of(similar))
 
 
-def _rfc3339(times: pa.TimestampArray) -> list[str]:
+def _rfc3339(times: pa.TimestampArray) -> pa.StringArray:
     """As `schemas.events.rfc3339` writes them: microseconds where there are any."""
     texts = np.datetime_as_string(np.asarray(times.cast(pa.int64())).astype("datetime64[us]")).tolist()
-    return [f"{text.removesuffix('.000000')}Z" for text in texts]
-
-
-def _splice(fields: bytes, added: bytes) -> bytes:
-    """The event's own object with more fields behind, without parsing it again."""
-    return fields[:-1] + (b"," if len(fields) > 2 else b"") + added[1:]
+    return pa.array([f"{text.removesuffix('.000000')}Z" for text in texts], pa.string())
 
 
 @dataclasses.dataclass(eq=False)

@@ -3,14 +3,13 @@
 import dataclasses
 
 import apache_beam as beam
-import orjson
 import pyarrow as pa
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import RELEASE_ID, SERVED
 from beamrec.schemas.shop import Shop
 from beamrec.transforms import metrics
-from beamrec.transforms.ranked_lists import as_objects
+from beamrec.transforms.list_json import ranked_json, similar_json
 from beamrec.transforms.recommend import similar_of_cart
 
 __all__ = ["ServingRows", "serving_rows"]
@@ -20,15 +19,14 @@ def serving_rows(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
     """What `recommend` returns as SERVED; events without a customer have no row."""
     release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
     batch = batch.filter(batch.column(shop.customers.key).is_valid())
-    similar = map(orjson.dumps, similar_of_cart(batch))
-    recommended = map(orjson.dumps, as_objects(batch.column("recommended_items")))
     return pa.RecordBatch.from_arrays(
         [
             batch.column(shop.customers.key).cast(pa.string()),
             *(batch.column(name) for name in ("event_id", "event_time", "processed_at")),
             pa.array([release] * batch.num_rows, pa.string()),
             batch.column("served_by"),
-            *(pa.array([text.decode() for text in texts], pa.string()) for texts in (recommended, similar)),
+            ranked_json(batch.column("recommended_items")),
+            similar_json(similar_of_cart(batch)),
             batch.column("arrival"),
         ],
         schema=SERVED,
