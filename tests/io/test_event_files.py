@@ -6,17 +6,15 @@ import time
 from itertools import accumulate
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+from outcomes_fixtures import make_visible
 
 from beamrec.io.event_files import EventFiles, open_sources
 from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import account, request_drain
-from beamrec.io.shard_log import ShardLog
 from beamrec.io.store import LocalStore
 from beamrec.schemas.errors import BeamrecError, UsageError
-from beamrec.schemas.events import OUTCOMES
 
 
 class Job:
@@ -39,24 +37,7 @@ class Job:
         return EventFiles(str(self.input), source_options).create_reader(None, None)
 
     def fate(self, rows: list[dict]) -> None:
-        """What the sink does with rows that were read."""
-        table = pa.Table.from_pylist(
-            [
-                {
-                    "source": row["source"],
-                    "after": row["after"],
-                    "position": row["position"],
-                    "event_id": f"{row['source']}{row['position']}",
-                    "fate": "visible",
-                    "folder": "recommendations",
-                    "hour": row["arrival"],
-                    "line": row["payload"],
-                }
-                for row in rows
-            ],
-            schema=OUTCOMES,
-        )
-        ShardLog(self.store, 0, 24).commit(table)
+        make_visible(self.store, rows)
 
 
 @pytest.fixture

@@ -6,17 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
+from outcomes_fixtures import make_visible
 
 from beamrec.io.event_objects import identity, open_sources
 from beamrec.io.events import SourceOptions
 from beamrec.io.ledger import account, request_drain
-from beamrec.io.shard_log import ShardLog
 from beamrec.io.store import LocalStore, open_store
 from beamrec.schemas.errors import BeamrecError, UsageError
-from beamrec.schemas.events import OUTCOMES
 
 
 class Job:
@@ -34,22 +32,7 @@ class Job:
         return source.create_reader(None, None)
 
     def fate(self, rows: list[dict[str, Any]]) -> None:
-        """What the sink does with rows that were read."""
-        table = pa.Table.from_pylist(
-            [
-                {
-                    **{name: row[name] for name in ("source", "after", "position")},
-                    "event_id": f"{row['source']}{row['position']}",
-                    "fate": "visible",
-                    "folder": "recommendations",
-                    "hour": row["arrival"],
-                    "line": row["payload"],
-                }
-                for row in rows
-            ],
-            schema=OUTCOMES,
-        )
-        ShardLog(self.store, 0, 24).commit(table)
+        make_visible(self.store, rows)
 
 
 @pytest.fixture(autouse=True)

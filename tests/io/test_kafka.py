@@ -6,25 +6,12 @@ from typing import Any
 
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
+from kafka_reader_fixtures import Rows, numbers, payloads, place
 
 from beamrec.io import kafka as kafka_source
 from beamrec.io import kafka_group
 from beamrec.io.ledger import account, request_drain
 from beamrec.schemas.errors import UsageError
-
-Rows = list[dict[str, Any]]
-
-
-def payloads(rows: Rows) -> list[bytes]:
-    return [row["payload"] for row in rows]
-
-
-def numbers(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % i for i in range(first, first + count)]
-
-
-def place(row: dict[str, Any]) -> tuple[int, int]:
-    return row["after"], row["position"]
 
 
 def test_records_come_in_order_and_tile_their_partitions(kafka_job, kafka):

@@ -1,29 +1,16 @@
 """The Kafka source on a real broker that expires records, loses topics, or is away: never a silent gap."""
 
 import time
-from typing import Any
 
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
+from kafka_reader_fixtures import numbers, payloads, place
 
 from beamrec.io import kafka as kafka_source
 from beamrec.io import kafka_requests
+from beamrec.io.gaps import read_gaps
 from beamrec.io.ledger import account
 from beamrec.schemas.errors import BeamrecError
-
-Rows = list[dict[str, Any]]
-
-
-def payloads(rows: Rows) -> list[bytes]:
-    return [row["payload"] for row in rows]
-
-
-def numbers(count: int, first: int = 0) -> list[bytes]:
-    return [b"%d" % i for i in range(first, first + count)]
-
-
-def place(row: dict[str, Any]) -> tuple[int, int]:
-    return row["after"], row["position"]
 
 
 def test_records_that_expired_before_they_were_read_are_an_error(kafka_job, kafka):
@@ -40,6 +27,24 @@ def test_records_that_expired_before_they_were_read_are_an_error(kafka_job, kafk
     assert kafka_job.all_of(kafka_job.reader(kafka.uri(topic))) == rows
     kafka_job.fate(rows)
     assert account(kafka_job.store).reconciled
+    (gap,) = read_gaps(kafka_job.store)
+    assert (gap.source, gap.after, gap.at_most) == (f"kafka:{topic}/0", 3, 3)
+
+
+def test_what_expired_in_an_added_partition_before_it_was_found_is_an_error(kafka_job, kafka):
+    topic = kafka.create_topic()
+    kafka.send(topic, numbers(3))
+    kafka_job.fate(kafka_job.all_of(kafka_job.reader(kafka.uri(topic, start="latest"))))
+    kafka.add_partitions(topic, 2)
+    kafka.send(topic, numbers(5), partition=1)
+    kafka.delete_records(topic, 1, before=3)
+    with pytest.raises(BeamrecError, match=r"/1: the records at offsets 0 to 2 are gone before they were"):
+        kafka_job.all_of(kafka_job.reader(kafka.uri(topic, start="latest")))
+    rows = kafka_job.all_of(kafka_job.reader(kafka.uri(topic, start="latest", lost="skip")))
+    assert payloads(rows) == [b"3", b"4"]
+    kafka_job.fate(rows)
+    assert account(kafka_job.store).reconciled
+    assert [(gap.source, gap.at_most) for gap in read_gaps(kafka_job.store)] == [(f"kafka:{topic}/1", 3)]
 
 
 def test_records_that_expired_before_they_had_a_fate_are_an_error(kafka_job, kafka):

@@ -102,6 +102,21 @@ def test_a_stop_within_the_retention_is_no_gap(job: Any) -> None:
     assert read_gaps(job.store) == []
 
 
+def test_without_the_right_to_know_the_retention_the_job_goes_on(
+    kinesis_job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = kinesis_job
+    job.server.put(*_records("read", 10))
+    job.start()
+    job.fate(job.read(10))
+    job.server.put(*_records("more", 5))
+    with job.server.denied("DescribeStreamSummary"):
+        job.start()
+        job.fate(job.read(5))
+    assert "without the right kinesis:DescribeStreamSummary" in caplog.text
+    job.check([*_records("read", 10), *_records("more", 5)])
+
+
 def test_an_idle_shard_is_noted_as_read_once_an_hour(kinesis_job: Any) -> None:
     for _ in range(2):
         kinesis_job.start()

@@ -2,13 +2,16 @@
 
 import contextlib
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes_fixtures import HOUR
+from outcomes_fixtures import outcomes as outcomes_of
 
 from beamrec.io.ledger import missing_segments
 from beamrec.io.shard_log import (
@@ -21,29 +24,11 @@ from beamrec.io.shard_log import (
 )
 from beamrec.io.store import LocalStore
 from beamrec.schemas.errors import BeamrecError
-from beamrec.schemas.events import OUTCOMES
-
-HOUR = datetime(2026, 11, 22, 7, tzinfo=UTC)
 
 
-def outcomes(*rows: tuple[int, str], fate: str = "visible", hour: datetime = HOUR) -> pa.Table:
-    """Rows of (position, event id)."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "source": "file:a",
-                "after": position - 1,
-                "position": position,
-                "event_id": event_id,
-                "fate": fate,
-                "folder": f"recommendations/hour={hour:%H}",
-                "hour": hour,
-                "line": f"{event_id}@{position}".encode(),
-            }
-            for position, event_id in rows
-        ],
-        schema=OUTCOMES,
-    )
+def outcomes(*rows: tuple[int, str], **more: Any) -> pa.Table:
+    """Rows of (position, event id) of one source."""
+    return outcomes_of(*(("file:a", position, event_id) for position, event_id in rows), **more)
 
 
 def visible(store: LocalStore) -> list[str]:

@@ -1,11 +1,11 @@
 """Snapshots: nobody has to read a log from its beginning, and nothing changes by that."""
 
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from outcomes_fixtures import HOUR, outcomes
 
 from beamrec.io.books import Books
 from beamrec.io.ledger import Progress, Tally, account
@@ -14,30 +14,8 @@ from beamrec.io.snapshots import newest_account, newest_shard, remove_behind
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore
 from beamrec.schemas.errors import BeamrecError
-from beamrec.schemas.events import OUTCOMES
 
-HOUR = datetime(2026, 11, 22, 7, tzinfo=UTC)
 EVERY = 4
-
-
-def outcomes(*rows: tuple[str, int, str], fate: str = "visible", hour: datetime = HOUR) -> pa.Table:
-    """Rows of (source, position, event id)."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "source": source,
-                "after": position - 1,
-                "position": position,
-                "event_id": event_id,
-                "fate": fate,
-                "folder": f"recommendations/hour={hour:%H}",
-                "hour": hour,
-                "line": f"{event_id}@{position}".encode(),
-            }
-            for source, position, event_id in rows
-        ],
-        schema=OUTCOMES,
-    )
 
 
 def log_of(store: LocalStore, shard: int = 0, horizon: int = 24) -> ShardLog:

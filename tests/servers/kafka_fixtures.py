@@ -150,8 +150,15 @@ class KafkaBroker:
         self.admin.delete_topics([topic])[topic].result(30)
 
     def add_partitions(self, topic: str, total: int) -> None:
-        """Raises the number of partitions of a topic."""
+        """Raises the number of partitions of a topic, and waits until each has a leader."""
         self.admin.create_partitions([NewPartitions(topic, total)])[topic].result(30)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            partitions = self.admin.list_topics(topic, timeout=30).topics[topic].partitions.values()
+            if len(partitions) == total and all(partition.leader >= 0 for partition in partitions):
+                return
+            assert time.monotonic() < deadline, "the partitions have no leaders"
+            time.sleep(0.05)
 
     def delete_records(self, topic: str, partition: int, before: int) -> None:
         """Moves the beginning of a partition, as retention does."""

@@ -6,17 +6,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from beamrec.io.events import SourceOptions
 from beamrec.io.kafka import open_sources
-from beamrec.io.shard_log import ShardLog
 from beamrec.io.store import LocalStore
-from beamrec.schemas.events import OUTCOMES
 
 Rows = list[dict[str, Any]]
 _SECONDS = 120
+
+
+def payloads(rows: Rows) -> list[bytes]:
+    """Of rows, in their order."""
+    return [row["payload"] for row in rows]
+
+
+def numbers(count: int, first: int = 0) -> list[bytes]:
+    """Payloads that differ."""
+    return [b"%d" % number for number in range(first, first + count)]
+
+
+def place(row: dict[str, Any]) -> tuple[int, int]:
+    """The interval of a row in its source."""
+    return row["after"], row["position"]
 
 
 class KafkaJob:
@@ -56,18 +68,10 @@ class KafkaJob:
 
     def fate(self, rows: Rows) -> None:
         """What the sink does with rows that were read."""
-        table = [
-            {
-                **{name: row[name] for name in ("source", "after", "position")},
-                "event_id": f"{row['source']}{row['position']}",
-                "fate": "visible",
-                "folder": "recommendations",
-                "hour": row["arrival"],
-                "line": row["payload"],
-            }
-            for row in rows
-        ]
-        ShardLog(self.store, 0, 24).commit(pa.Table.from_pylist(table, schema=OUTCOMES))
+        # Here, since modules of fixtures are loaded in any order.
+        from outcomes_fixtures import make_visible
+
+        make_visible(self.store, rows)
 
 
 @pytest.fixture

@@ -183,6 +183,15 @@ class KinesisServer:
         finally:
             self._tell_proxy("/slow")
 
+    @contextlib.contextmanager
+    def denied(self, operation: str) -> Iterator[None]:
+        """Nobody has the right to an operation while in the block."""
+        self._tell_proxy(f"/deny/{operation}")
+        try:
+            yield
+        finally:
+            self._tell_proxy("/deny")
+
     def report(self, rate: float | None = None) -> dict[str, Any]:
         """What the proxy has seen and done; sets its rate of faults if one is given."""
         found: dict[str, Any] = json.loads(self._tell_proxy("/faults" if rate is None else f"/faults/{rate}"))

@@ -5,16 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
 
 from beamrec.io.events import SourceOptions
 from beamrec.io.kinesis import open_sources
 from beamrec.io.ledger import account
-from beamrec.io.shard_log import ShardLog
 from beamrec.io.store import LocalStore
-from beamrec.schemas.events import OUTCOMES
 
 _WAIT_SECONDS = 120  # only a failure waits so long
 
@@ -86,16 +83,10 @@ class KinesisJob:
 
     def fate(self, rows: Sequence[Row]) -> None:
         """What the sink does with rows that were read."""
-        table = pa.Table.from_pylist(
-            [
-                {name: row[name] for name in ("source", "after", "position")}
-                | {"event_id": f"{row['source']}{row['position']}", "fate": "visible"}
-                | {"folder": "recommendations", "hour": row["arrival"], "line": row["payload"]}
-                for row in rows
-            ],
-            schema=OUTCOMES,
-        )
-        ShardLog(self.store, 0, 24).commit(table)
+        # Here, since modules of fixtures are loaded in any order.
+        from outcomes_fixtures import make_visible
+
+        make_visible(self.store, rows)
 
     def fated(self) -> int:
         """How many records have a fate."""

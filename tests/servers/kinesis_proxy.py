@@ -2,7 +2,8 @@
 
 It throttles, ends iterators early, fails and drops calls before or after the server has done what was asked,
 and takes single records out of PutRecords. `GET /faults/RATE` sets how often, `GET /faults` tells what it did
-and how often each shard was read. With `GET /slow/RECORDS` answers that may hold more take three seconds.
+and how often each shard was read. With `GET /slow/RECORDS` answers that may hold more take three seconds,
+with `GET /deny/OPERATION` nobody has the right to that.
 """
 
 import collections
@@ -36,6 +37,7 @@ class Calls:
         self.reads: dict[str, list[float]] = {}
         self.signers: set[str] = set()
         self.slow_above = sys.maxsize
+        self.denied = ""
 
     def read(self, iterator: str) -> None:
         now = time.monotonic()
@@ -55,15 +57,13 @@ class ForwardKinesis(Forward):
 
     def forward(self) -> None:
         body = self._body()
-        if self.path.startswith("/faults"):
-            self.faults.rate = float(self.path[8:] or self.faults.rate)
-            self._answer(200, {}, self.calls.report())
-            return
-        if self.path.startswith("/slow"):
-            self.calls.slow_above = int(self.path[6:] or sys.maxsize)
-            self._answer(200, {}, b"")
+        if self.command == "GET":
+            self._set(*self.path.strip("/").split("/"))
             return
         operation = self.headers.get("X-Amz-Target", "").partition(".")[2]
+        if operation == self.calls.denied:
+            self._refuse(400, "AccessDeniedException")
+            return
         if operation == "GetRecords" and json.loads(body).get("Limit", 10_000) > self.calls.slow_above:
             time.sleep(3)
         self._count(operation, body)
@@ -73,8 +73,7 @@ class ForwardKinesis(Forward):
         elif kind == "in part":
             self._put_in_part(json.loads(body))
         elif kind and kind != "answer lost":
-            status = 500 if kind == "InternalFailure" else 400
-            self._answer(status, _JSON, json.dumps({"__type": kind, "message": "injected"}).encode())
+            self._refuse(500 if kind == "InternalFailure" else 400, kind)
         else:
             answer = self._ask(body)
             self._learn(operation, body, answer[2])
@@ -84,6 +83,18 @@ class ForwardKinesis(Forward):
                 self._answer(*answer)
 
     do_GET = do_POST = forward  # noqa: N815
+
+    def _set(self, what: str, value: str = "") -> None:
+        if what == "slow":
+            self.calls.slow_above = int(value or sys.maxsize)
+        elif what == "deny":
+            self.calls.denied = value
+        elif value:
+            self.faults.rate = float(value)
+        self._answer(200, {}, self.calls.report())
+
+    def _refuse(self, status: int, kind: str) -> None:
+        self._answer(status, _JSON, json.dumps({"__type": kind, "message": "injected"}).encode())
 
     def _kind(self, operation: str) -> str:
         kinds = _KINDS.get(operation)
