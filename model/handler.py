@@ -1,5 +1,6 @@
 """Inference for RunInference: one record batch in, the same batch with a column `user_vector` out."""
 
+import atexit
 import gc
 import logging
 import os
@@ -137,6 +138,7 @@ def _freeze_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries complain at the end of what was never freed
 
 
 def _not_told(seconds: float) -> None:
