@@ -19,7 +19,8 @@ HEAD = """\
 Made from the code by `make docs`; do not edit. An explicit flag wins over `--config`, that over the
 environment variable, that over the default. `batch` and `stream` pass Beam's own options on to the runner.
 
-Everywhere: `--json`, `--debug`, `--home DIR` (`$BEAMREC_HOME`, else `.beamrec`), `--config TOML`.
+Everywhere: `--json`, `--debug`, `--home DIR` (`$BEAMREC_HOME`, else `.beamrec`), `--config TOML`, and
+`--log-format` `text` or `json` (`$BEAMREC_LOG_FORMAT`).
 
 Passwords are read from the environment, that of `--source` also from where `--source-secret` says:
 """

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from beamrec.pipelines.log_lines import LogFormat, formatter, quiet_libraries
+
 __all__ = [
     "have_streams",
     "log_to_file",
@@ -21,8 +23,6 @@ __all__ = [
     "silence_libraries",
     "stdout_to_stderr",
 ]
-
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def silence_libraries() -> None:
@@ -94,6 +94,7 @@ def _handlers(level: int, *handlers: logging.Handler) -> Iterator[None]:
     before, before_level = root.handlers[:], root.level
     root.handlers[:] = list(handlers)
     root.setLevel(level)
+    quiet_libraries()
     try:
         yield
     finally:
@@ -103,9 +104,11 @@ def _handlers(level: int, *handlers: logging.Handler) -> Iterator[None]:
             handler.close()
 
 
-def _handler(stream: TextIO, name: str = "", level: int = logging.NOTSET) -> logging.Handler:
+def _handler(
+    stream: TextIO, lines: logging.Formatter, name: str = "", level: int = logging.NOTSET
+) -> logging.Handler:
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(lines)
     handler.setLevel(level)
     if name:
         handler.addFilter(logging.Filter(name))
@@ -113,28 +116,40 @@ def _handler(stream: TextIO, name: str = "", level: int = logging.NOTSET) -> log
 
 
 @contextlib.contextmanager
-def log_to_file(path: Path, terminal: TextIO, debug: bool) -> Iterator[None]:
+def log_to_file(path: Path, terminal: TextIO, debug: bool, form: LogFormat = "text") -> Iterator[None]:
     """Logs everything from INFO on to `path`, and what goes to descriptors 1 and 2 as well.
 
     On `terminal`, which must not be a redirected descriptor (`own_stream`), only our own warnings appear.
-    With `debug` the descriptors stay as they are and the terminal shows the log too.
+    With `debug` the descriptors stay as they are and the terminal shows the log too. With JSON lines what
+    goes to the descriptors, which has no such form, goes to the file `output` beside `path`.
     """
     _flush()
-    with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
-        shown = _handler(terminal) if debug else _handler(terminal, "beamrec", logging.WARNING)
-        with contextlib.ExitStack() as stack:
-            if not debug:
-                stack.enter_context(_descriptors(log.fileno(), 1, 2))
-                stack.callback(_flush)
-                stack.enter_context(contextlib.redirect_stdout(log))
-                stack.enter_context(contextlib.redirect_stderr(log))
-            stack.enter_context(_handlers(logging.DEBUG if debug else logging.INFO, _handler(log), shown))
-            yield
+    lines = formatter(form, path.parent.name)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_append(path))
+        shown = _shown(terminal, lines, debug)
+        if not debug:
+            output = stack.enter_context(_append(path.with_name("output"))) if form == "json" else log
+            stack.enter_context(_descriptors(output.fileno(), 1, 2))
+            stack.callback(_flush)
+            stack.enter_context(contextlib.redirect_stdout(output))
+            stack.enter_context(contextlib.redirect_stderr(output))
+        level = logging.DEBUG if debug else logging.INFO
+        stack.enter_context(_handlers(level, _handler(log, lines), shown))
+        yield
+
+
+def _append(path: Path) -> TextIO:
+    return open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+
+def _shown(terminal: TextIO, lines: logging.Formatter, debug: bool) -> logging.Handler:
+    return _handler(terminal, lines) if debug else _handler(terminal, lines, "beamrec", logging.WARNING)
 
 
 @contextlib.contextmanager
-def log_to_terminal(terminal: TextIO, debug: bool) -> Iterator[None]:
+def log_to_terminal(terminal: TextIO, debug: bool, form: LogFormat = "text") -> Iterator[None]:
     """For verbs without a log of their own: our warnings, or with `debug` everything."""
-    shown = _handler(terminal) if debug else _handler(terminal, "beamrec", logging.WARNING)
+    shown = _shown(terminal, formatter(form), debug)
     with _handlers(logging.DEBUG if debug else logging.WARNING, shown):
         yield

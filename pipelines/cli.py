@@ -1,7 +1,8 @@
 """The command line: `beamrec VERB [options] [any Beam option]`.
 
 Global flags may stand anywhere: `--json` (one JSON object as the last line of standard output, everything
-else on standard error), `--debug` (tracebacks and library logs), `--home DIR`, `--config TOML`.
+else on standard error), `--debug` (tracebacks and library logs), `--home DIR`, `--config TOML`,
+`--log-format`.
 
 Exit codes: 0 done; 2 wrong usage or configuration; 3 too much bad data; 4 an outside system is
 unavailable; 130 interrupted; 1 anything else.
@@ -23,7 +24,9 @@ from typing import Any, TextIO
 from beamrec.pipelines import beam_start, capture, commands, config_file
 from beamrec.pipelines.arguments import VerbParser, flag_name
 from beamrec.pipelines.console import Console, default_home
+from beamrec.pipelines.environment import default
 from beamrec.pipelines.failures import INTERRUPTED, explain
+from beamrec.pipelines.log_lines import LogFormat, formatter, log_format
 from beamrec.pipelines.runs import start_run
 from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.version import __version__
@@ -48,6 +51,7 @@ class _Call:
     home: Path
     json: bool
     debug: bool
+    log_format: LogFormat
 
 
 def _help() -> str:
@@ -64,6 +68,7 @@ def _help() -> str:
             "  --home DIR     runs, embedded server, caches ($BEAMREC_HOME, else .beamrec here)",
             "  --config TOML  options by name, at the top level or under [VERB]; explicit flags win",
             "  --debug        tracebacks and the logs of libraries",
+            "  --log-format json  log and messages as one JSON object a line ($BEAMREC_LOG_FORMAT)",
             "  --version      prints the version",
             "",
             "all options with their defaults, units and environment variables: docs/options.md",
@@ -99,6 +104,7 @@ def _take_globals(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     parser.add_argument("--json", action="store_true", default=None)
     parser.add_argument("--debug", action="store_true", default=None)
     parser.add_argument("--home")
+    parser.add_argument("--log-format")
     parser.add_argument("--config")
     cut = argv.index("--") if "--" in argv else len(argv)
     found, rest = parser.parse_known_args(argv[:cut])
@@ -119,7 +125,8 @@ def _call(argv: Sequence[str]) -> _Call:
     _refuse_secrets(own)
     _refuse_what_is_no_text(own)
     home = Path(found["home"]).absolute() if found.get("home") else default_home()
-    return _Call(verb, tuple(own), home, bool(found.get("json")), bool(found.get("debug")))
+    form = log_format(found.get("log_format") or default("log_format"))
+    return _Call(verb, tuple(own), home, bool(found.get("json")), bool(found.get("debug")), form)
 
 
 def _set(found: dict[str, Any]) -> dict[str, Any]:
@@ -135,12 +142,11 @@ def _recorded(call: _Call, module: commands.VerbModule, console: Console) -> dic
     run = start_run(call.home, call.verb, call.argv)
     console.run = run
     try:
-        with capture.log_to_file(run.log, console.terminal, call.debug):
+        with capture.log_to_file(run.log, console.terminal, call.debug, call.log_format):
             try:
                 result = module.run(call.argv, console)
             except BaseException:
-                with open(run.log, "a", encoding="utf-8") as log:
-                    log.write(traceback.format_exc())
+                _log_failure(run.log, formatter(call.log_format, run.record.id))
                 raise
     except BaseException as error:
         message, code = _failure(error)
@@ -151,6 +157,13 @@ def _recorded(call: _Call, module: commands.VerbModule, console: Console) -> dic
         raise
     run.finish("FAILED" if result.get("exit_code") else "SUCCEEDED", result, result.get("error"))
     return {"run": run.record.id, **result}
+
+
+def _log_failure(path: Path, lines: logging.Formatter) -> None:
+    """Writes the traceback into the log of the run, and not to the terminal, which gets one line."""
+    record = logging.LogRecord("beamrec", logging.ERROR, "", 0, "the run failed", None, sys.exc_info())
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(f"{lines.format(record)}\n")
 
 
 def _failure(error: BaseException) -> tuple[str, int]:
@@ -167,7 +180,7 @@ def _execute(call: _Call, console: Console) -> dict[str, Any]:
         beam_start.import_beam(call.argv)
     if commands.VERBS[call.verb].recorded and not {"-h", "--help"} & set(call.argv):
         return _recorded(call, module, console)
-    with capture.log_to_terminal(console.terminal, call.debug):
+    with capture.log_to_terminal(console.terminal, call.debug, call.log_format):
         return module.run(call.argv, console)
 
 
@@ -191,7 +204,7 @@ def _run(argv: Sequence[str], json_wanted: bool, out: TextIO, err: TextIO) -> di
     try:
         call = _call(argv)
         verb = call.verb
-        console = Console(call.home, json_wanted or call.json, call.debug, out, err)
+        console = Console(call.home, json_wanted or call.json, call.debug, out, err, call.log_format)
         return _execute(call, console)
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 (the outermost place)
         return _report(error, console, verb)

@@ -21,7 +21,7 @@ from beamrec.schemas.errors import UsageError
 
 __all__ = ["GLOBALS", "expand", "read"]
 
-GLOBALS = ("home", "debug")
+GLOBALS = ("home", "debug", "log_format")
 
 ParserOf = Callable[[str], argparse.ArgumentParser]
 

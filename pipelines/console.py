@@ -1,11 +1,14 @@
 """The terminal as verbs see it: where state is kept, progress, and text for a human."""
 
+import logging
 import os
 import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from beamrec.pipelines.log_lines import LogFormat, formatter
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -27,6 +30,7 @@ class Console:
       home: folder of the runs, the embedded server and caches; created by whoever writes into it.
       json: whether standard output is reserved for one JSON object.
       debug: whether tracebacks and library logs are shown.
+      log_format: what the lines on standard error look like.
       run: the recorded run that this verb belongs to, if it is recorded.
     """
 
@@ -37,10 +41,12 @@ class Console:
         debug: bool = False,
         out: TextIO | None = None,
         err: TextIO | None = None,
+        log_format: LogFormat = "text",
     ) -> None:
         self.home = Path(home).absolute() if home else default_home()
         self.json = json
         self.debug = debug
+        self.log_format = log_format
         self.run: Run | None = None
         self._err = err or sys.stderr
         self._out = self._err if json else out or sys.stdout
@@ -58,7 +64,10 @@ class Console:
         self.close()
         if not self._left:
             try:
-                print(text, file=self._out, flush=True)
+                if self._out is self._err:
+                    self._tell(text)
+                else:
+                    print(text, file=self._out, flush=True)
             except BrokenPipeError:
                 # The reader of a pipe (`beamrec runs list | head`) left; the work goes on without it.
                 self._left = True
@@ -66,20 +75,20 @@ class Console:
     def error(self, text: str) -> None:
         """Prints text to standard error."""
         self.close()
-        print(text, file=self._err, flush=True)
+        self._tell(text, logging.ERROR)
 
     def status(self, text: str) -> None:
         """Says which step begins: the live line on a terminal, else a line of its own on standard error."""
-        if self._err.isatty():
+        if self._is_live:
             self.progress(text)
         else:
-            print(text, file=self._err, flush=True)
+            self._tell(text)
 
     def progress(self, text: str) -> None:
         """Says how far a step is: replaces the live line; without a terminal a line when it changed."""
-        if not self._err.isatty():
+        if not self._is_live:
             if text != self._progress:
-                print(text, file=self._err, flush=True)
+                self._tell(text)
             self._progress = text
             return
         # Imported here: 0.1 s that scripts and `--help` need not pay.
@@ -91,6 +100,19 @@ class Console:
             self._spinner.start()
         else:
             self._spinner.update(Text(text))
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether standard error is a terminal for people, where a line can be replaced."""
+        return self._err.isatty() and self.log_format == "text"
+
+    def _tell(self, text: str, level: int = logging.INFO) -> None:
+        """One line on standard error, as lines look there."""
+        if self.log_format == "json":
+            run = self.run.record.id if self.run is not None else ""
+            record = logging.LogRecord("beamrec", level, "", 0, text, None, None)
+            text = formatter("json", run).format(record)
+        print(text, file=self._err, flush=True)
 
     def run_id(self, verb: str) -> str:
         """Id of the recorded run, or a new one where the verb is called without being recorded."""

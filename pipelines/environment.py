@@ -45,6 +45,7 @@ def _whole(text: str) -> int:
 
 _ALL = (
     Setting("home", ".beamrec", "folder", {"BEAMREC_HOME": str}),
+    Setting("log_format", "text", "text or json", {"BEAMREC_LOG_FORMAT": str}),
     Setting("source", None, "URI", {"BEAMREC_SOURCE": str}),
     Setting("output", None, "URI", {"BEAMREC_OUTPUT": str}),
     Setting("input", None, "URI", {"BEAMREC_INPUT": str}),

@@ -2,6 +2,7 @@
 
 import re
 
+from beamrec.pipelines.log_lines import without_values
 from beamrec.schemas import errors
 
 __all__ = ["INTERRUPTED", "explain"]
@@ -57,4 +58,4 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def _clean(message: str) -> str:
-    return _PASSWORD.sub(r"\1:***@", _WHILE_RUNNING.sub("", message))
+    return without_values(_PASSWORD.sub(r"\1:***@", _WHILE_RUNNING.sub("", message)))

@@ -54,7 +54,7 @@ class JobCollector(Collector):
             family = CounterMetricFamily(
                 _seconds(f"beamrec_{name}") if seconds else f"beamrec_{name}",
                 metric.meaning,
-                labels=[metric.label.split()[0]] if metric.label else [],
+                labels=[metric.label] if metric.label else [],
             )
             for label, value in parts.items():
                 family.add_metric([label] if metric.label else [], value / 1e6 if seconds else value)

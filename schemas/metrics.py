@@ -124,7 +124,7 @@ _ALL = (
     _counter("unknown_products", "products of histories that the release does not know"),
     _counter("release_load_failures", "promoted releases that could not serve on a worker"),
     Metric("items_version", "gauge", "version", "version of the release's items, higher after each upsert"),
-    _counter("searched", "user vectors that were searched for", label="exact or index"),
+    _counter("searched", "user vectors that were searched for, exactly or by the index", label="way"),
     _counter("served_by", "recommendations by the path that served them", label="path"),
     _counter("release", "recommendations by release; the one that grows is in use", label="release"),
     _counter("short_lists", "lists that the business rules left with fewer items than --items"),
