@@ -26,6 +26,7 @@ from botocore.exceptions import (
 )
 
 from beamrec.io.aws import error_code, explained, open_client, region_of
+from beamrec.io.store_waits import WAITS
 from beamrec.schemas.errors import UsageError
 
 __all__ = [
@@ -145,7 +146,9 @@ class Backoff:
         """Waits once; raises StoppedError if told to stop."""
         if self._seconds > 1:
             _LOGGER.warning("%s: %s; trying again", self._where, reason)
-        if self._stopped.wait(self._seconds * random.uniform(0.5, 1.0)):  # noqa: S311  (spreads retries)
+        seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311  (spreads retries)
+        WAITS.add("kinesis", seconds)
+        if self._stopped.wait(seconds):
             raise StoppedError(self._where)
         self._seconds = min(2 * self._seconds, _LONGEST_WAIT_SECONDS)
 

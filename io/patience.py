@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from beamrec.io.store import Store
+from beamrec.io.store_waits import WAITS
 from beamrec.schemas.errors import UnavailableError
 
 __all__ = ["patient", "patiently"]
@@ -34,6 +35,7 @@ def patiently(action: Callable[[], Answer], patience_seconds: float) -> Answer:
                 raise
             _LOGGER.warning("the output cannot be reached, trying again in %.1f s: %s", wait, error)
             time.sleep(wait)
+            WAITS.add("output", wait)
             wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 

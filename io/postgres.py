@@ -18,6 +18,7 @@ import psycopg2.extensions
 
 from beamrec.io import embedded
 from beamrec.io.postgres_pool import Limits, Pool, is_elsewhere, is_lost, passes, passes_for_a_while
+from beamrec.io.store_waits import WAITS
 from beamrec.schemas.errors import ConnectionLostError, RefusedError, UnavailableError, UsageError
 
 __all__ = [
@@ -329,7 +330,9 @@ class Database:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             _log.warning("vector store unavailable, trying again in %.1f s: %s", pause, first_line)
         # Not all workers at once: they all lost the server in the same moment.
-        time.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
+        pause *= random.uniform(0.5, 1)  # noqa: S311
+        time.sleep(pause)
+        WAITS.add("vector_db", pause)
 
     def close(self) -> None:
         """Closes the connections that nobody uses; the next use opens another."""

@@ -27,6 +27,7 @@ from beamrec.io.ledger import Progress, drain_requested
 from beamrec.io.patience import patient
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore, open_store
+from beamrec.io.store_waits import WAITS
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
 from beamrec.transforms import metrics
 
@@ -140,6 +141,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         """See UnboundedReader."""
         if self._ended_at is not None:
             return False
+        metrics.count_waits(WAITS.take())
         draining = self._draining()
         if self._waits_for_the_sink():
             return False

@@ -5,12 +5,9 @@ to the shard's log, which any number of writers may repeat.
 """
 
 import dataclasses
-import logging
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 import apache_beam as beam
 import numpy as np
@@ -21,20 +18,16 @@ from apache_beam.utils import shared
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.bookkeeping import keep_books
 from beamrec.io.floors import Floors
+from beamrec.io.patience import patiently
 from beamrec.io.segment_files import SegmentFormat
 from beamrec.io.shard_log import CommitResult, ShardLog
 from beamrec.io.store import open_store
-from beamrec.schemas.errors import UnavailableError
 from beamrec.schemas.events import OUTCOMES, Fate
 from beamrec.transforms import metrics
 
 __all__ = ["WriteSegments", "split_shards"]
 
 _ROWS_A_COMMIT = 50_000
-_FIRST_WAIT_SECONDS = 0.1
-_LONGEST_WAIT_SECONDS = 10.0
-_LOGGER = logging.getLogger(__name__)
-_Committed = TypeVar("_Committed")
 
 
 def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.RecordBatch]]:
@@ -110,23 +103,7 @@ class _Logs:
                 self._logs[shard] = (threading.Lock(), log)
             lock, log = self._logs[shard]
         with lock:
-            return _patiently(lambda: log.commit_rows(outcomes), self._sink.patience_seconds)
-
-
-def _patiently(commit: Callable[[], _Committed], patience_seconds: float) -> _Committed:
-    """A commit may be repeated: what it has done already is a replay then."""
-    began, wait = time.monotonic(), _FIRST_WAIT_SECONDS
-    while True:
-        try:
-            return commit()
-        except UnavailableError as error:
-            if time.monotonic() - began > patience_seconds:
-                raise
-            _LOGGER.warning("the output cannot be written, trying again in %.1f s: %s", wait, error)
-            time.sleep(wait)
-            metrics.count("store_retries", 1, "output")
-            metrics.count("store_wait_us", round(wait * 1e6), "output")
-            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            return patiently(lambda: log.commit_rows(outcomes), self._sink.patience_seconds)
 
 
 def _measure(rows: pa.Table, replays: int) -> None:

@@ -10,7 +10,7 @@ Outside of a bundle (tests, the bounded side) nothing happens.
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from beamrec.schemas.metrics import METRICS, NAMESPACE, bucket_counts, bucket_na
 __all__ = [
     "count",
     "count_values",
+    "count_waits",
     "distribute",
     "gauge",
     "inference_took",
@@ -47,6 +48,13 @@ def count_values(name: str, values: pa.Array | pa.ChunkedArray) -> None:
     """Adds to the parts of a counter how often their names stand in an array of few different texts."""
     for entry in pc.value_counts(values).to_pylist():
         count(name, entry["counts"], str(entry["values"]))
+
+
+def count_waits(waits: Mapping[str, tuple[int, float]]) -> None:
+    """Counts (retries, seconds waited) by store."""
+    for store, (retries, seconds) in waits.items():
+        count("store_retries", retries, store)
+        count("store_wait_us", round(seconds * 1e6), store)
 
 
 def distribute(name: str, value: int) -> None:
