@@ -14,8 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import ReadEvents, SourceOptions, identity, open_sources
-from beamrec.io.lease import Lease
 from beamrec.io.gaps import Gap, read_gaps
+from beamrec.io.lease import Lease
 from beamrec.io.ledger import Settings, account, fix_settings
 from beamrec.io.postgres import resolve_uri, with_secret
 from beamrec.io.registry import scheme_of
