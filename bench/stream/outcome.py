@@ -1,17 +1,19 @@
 """When each probe of a run became visible in the serving table, read behind the run."""
 
 import dataclasses
+import datetime as dt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 from generate import PROBE_EVERY
 from hdrh.histogram import HdrHistogram
 
 from beamrec.io.postgres import connect
 
-__all__ = ["Outcome", "clear", "latencies", "read_outcome", "visible"]
+__all__ = ["Outcome", "clear", "file_times", "latencies", "read_outcome", "visible"]
 
 _LONGEST_US = 3_600_000_000
 _PERCENTILES = (50, 90, 99, 99.9)
@@ -80,16 +82,15 @@ def latencies(seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {**found, "max_ms": histogram.get_max_value() / 1e3, "samples": len(seconds)}
 
 
-def file_times(output: Path) -> dict[str, float]:
-    """When each recommendation's file became visible, by event id."""
-    import orjson
-
-    found = {}
+def file_times(output: Path, window_seconds: int) -> npt.NDArray[np.float64]:
+    """Seconds from the end of each recommendation's window to the moment when its file could be seen."""
+    found = []
     for path in output.glob("recommendations/**/*.jsonl"):
-        at = path.stat().st_mtime
+        at = path.stat().st_ctime  # of the link that made it visible
         for line in path.read_bytes().splitlines():
-            found[orjson.loads(line)["event_id"]] = at
-    return found
+            when = dt.datetime.fromisoformat(orjson.loads(line)["event_time"]).timestamp()
+            found.append(at - (when // window_seconds + 1) * window_seconds)
+    return np.array(found)
 
 
 def _ask(uri: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from servers import BEAMREC
 
-__all__ = ["SYSTEMS", "start"]
+__all__ = ["SYSTEMS", "WINDOW_SECONDS", "start"]
 
 _PEERS = Path(__file__).parent / "peers"
 _STOP_SECONDS = 120
-_WINDOW_SECONDS = 10
+WINDOW_SECONDS = 10
 
 SYSTEMS = {
     "beamrec": (),
@@ -66,7 +66,7 @@ def _command(system: str, broker: str, topic: str, uri: str, folder: Path, pytho
         return [
             *(str(BEAMREC), "stream", "--input", f"kafka://{broker}/{topic}", "--vector-db", uri),
             *("--output", str(folder / "out"), "--home", str(folder / "home")),
-            *("--window-seconds", str(_WINDOW_SECONDS)),
+            *("--window-seconds", str(WINDOW_SECONDS)),
         ]
     program, *options = SYSTEMS[system]
     interpreter = str(python) if system == "bytewax" else sys.executable

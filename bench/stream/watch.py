@@ -43,6 +43,11 @@ class Watch:
         """Most resident memory between two moments."""
         return max((s[2] for s in self.samples if since <= s[0] <= until), default=0.0)
 
+    def mean_mib(self, since: float, until: float) -> float:
+        """Mean resident memory between two moments."""
+        found = [s[2] for s in self.samples if since <= s[0] <= until]
+        return sum(found) / max(len(found), 1)
+
     def _at(self, moment: float) -> tuple[float, float, float]:
         return min(self.samples, key=lambda sample: abs(sample[0] - moment))
 
