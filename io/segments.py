@@ -103,6 +103,7 @@ class _Logs:
                 self._logs[shard] = (threading.Lock(), log)
             lock, log = self._logs[shard]
         with lock:
+            # What a commit that failed has done already is a replay then.
             return patiently(lambda: log.commit_rows(outcomes), self._sink.patience_seconds)
 
 

@@ -14,7 +14,7 @@ from beamrec.io.ledger import Tally, request_drain
 from beamrec.io.store import Store
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.job_metrics import MetricsHistory, read_metrics
-from beamrec.schemas.errors import BeamrecError
+from beamrec.schemas.errors import BeamrecError, UnavailableError
 
 __all__ = ["run_job"]
 
@@ -56,8 +56,7 @@ def run_job(
         while waiting.is_alive():
             waiting.join(0.2)
             if asked.is_set() and not draining:
-                draining = True
-                _drain(store, run, console)
+                draining = _drain(store, run, console)
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
                 _ask(result, history)
@@ -91,9 +90,15 @@ def _report(tally: Tally, history: MetricsHistory, console: Console) -> None:
     console.progress(f"{told}, in open windows {waiting:,}{lost}")
 
 
-def _drain(store: Store, run: str, console: Console) -> None:
+def _drain(store: Store, run: str, console: Console) -> bool:
+    """Asks for it; False if that is to be tried again, since the output is away."""
+    try:
+        request_drain(store, run)
+    except UnavailableError as error:
+        console.progress(f"to be drained when the output is there again (Ctrl-C again aborts): {error}")
+        return False
     console.status("draining: what has been read is written, then the job ends (Ctrl-C again aborts)")
-    request_drain(store, run)
+    return True
 
 
 def _wait(result: Any, outcome: dict[str, BaseException]) -> None:
