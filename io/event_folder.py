@@ -9,6 +9,7 @@ import abc
 import collections
 import dataclasses
 import logging
+import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -147,6 +148,7 @@ class FolderReader(LedgerReader):
         began, now = time.monotonic(), time.time()
         found = self.scan()
         if found is not None:
+            found = [each for each in found if self._is_wanted(each[0])]
             self._pending.extend(sorted(found))
             # With nothing pending, whatever comes next was modified after this listing began. A line whose
             # end is still missing holds nothing back (it arrives when its end is written), nor does a file
@@ -155,6 +157,10 @@ class FolderReader(LedgerReader):
             self.advance_watermark(min(held, default=now))
         # Never more than a fifth of the time: a large folder is listed less often.
         self._next_listing = began + max(self._list_seconds, 5 * (time.monotonic() - began))
+
+    def _is_wanted(self, written: float) -> bool:
+        begin, end = self.options.written_us or (0, math.inf)
+        return begin <= round(written * 1e6) < end
 
     def _seal(self) -> Iterator[pa.RecordBatch] | None:
         """Reads and seals pending files up to the size of a group."""

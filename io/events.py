@@ -32,6 +32,8 @@ class SourceOptions:
       window_seconds: length of the windows that the sink writes.
       max_in_flight_mb: most payload of a reader that has no fate yet, before reading pauses [MiB].
       patience_seconds: how long an output that is away is waited for before the job fails.
+      written_us: of a folder only what was last written from the one time on and before the other, in
+        microseconds since the epoch; None reads all.
     """
 
     output: str
@@ -43,6 +45,7 @@ class SourceOptions:
     window_seconds: int = 60
     max_in_flight_mb: int = 256
     patience_seconds: float = 300.0
+    written_us: tuple[int, int] | None = None
 
 
 def open_sources(uri: str, options: SourceOptions) -> list[UnboundedSource]:

@@ -29,6 +29,7 @@ __all__ = [
     "account",
     "drain_requested",
     "fix_settings",
+    "is_output",
     "missing_segments",
     "put_settings",
     "request_drain",
@@ -101,6 +102,11 @@ def stored_settings(store: Store) -> Settings:
         ) from None
     except (ValueError, TypeError) as error:
         raise BeamrecError(f"{_SETTINGS} of the output folder is damaged ({error}); restore it") from error
+
+
+def is_output(store: Store) -> bool:
+    """Whether it is an output folder of a stream."""
+    return store.exists(_SETTINGS)
 
 
 def put_settings(store: Store, settings: Settings) -> None:

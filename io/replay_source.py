@@ -8,12 +8,9 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
-from apache_beam import coders
-from apache_beam.io.unbounded_source import UnboundedSource
 
-import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.bounded_source import BoundedSource
 from beamrec.io.dead_letters import read_files
-from beamrec.io.events import SourceOptions
 from beamrec.io.reader import LedgerMark, LedgerReader
 from beamrec.io.replays import Chosen, selections
 from beamrec.io.source_log import Part
@@ -26,32 +23,18 @@ _GROUP_FILES = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class DeadLetters(UnboundedSource):  # type: ignore[misc]
+class DeadLetters(BoundedSource):
     """The selections of those numbers, as batches of REPLAYED; ends behind the last letter.
 
     Attributes:
-      options: what a source needs to know of the job; `output` is the folder of the letters too.
-      numbers: of selections that stand in its ledger.
+      numbers: of selections that stand in the ledger of the output folder, which holds the letters too.
     """
 
-    options: SourceOptions
     numbers: tuple[int, ...]
-
-    def split(self, desired_num_splits: int, options: Any = None) -> list["DeadLetters"]:
-        """Itself: letters are few beside events."""
-        return [self]
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
         """A reader that resumes from the ledger."""
         return _Reader(self)
-
-    def get_checkpoint_mark_coder(self) -> coders.Coder:
-        """Of `LedgerMark`."""
-        return coders.PickleCoder()
-
-    def default_output_coder(self) -> coders.Coder:
-        """Arrow IPC."""
-        return coders.registry.get_coder(pa.RecordBatch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +118,7 @@ def _row(source: str, after: int, letter: DeadLetter) -> dict[str, Any]:
         "position": after + 1,
         "arrival": datetime.fromisoformat(letter.first_seen),
         "payload": letter.payload,
-        "fallback_id": letter.event_id,
+        "known_id": letter.event_id,
         "attempt": letter.attempt,
         "origin": json.dumps(letter.source),
     }

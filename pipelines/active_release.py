@@ -1,11 +1,11 @@
-"""The release that a streaming job begins with."""
+"""The release that a streaming job begins with, or that a replay names."""
 
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.releases import ActiveRelease
 from beamrec.schemas.shop import Shop
 
-__all__ = ["active_release"]
+__all__ = ["active_release", "named_release"]
 
 
 def active_release(vector_db: str, shop: Shop) -> ActiveRelease:
@@ -23,12 +23,28 @@ def active_release(vector_db: str, shop: Shop) -> ActiveRelease:
             f"`beamrec release promote {loaded[0]}`" if loaded else "`beamrec train`, `beamrec release load`"
         )
         raise UsageError(f"no release is active; next: {then}")
-    inputs = store.show(active.id)["manifest"]["user_inputs"]
+    _check_inputs(store, active, shop, "promote a release of this one")
+    return active
+
+
+def named_release(vector_db: str, shop: Shop, release_id: str) -> ActiveRelease:
+    """A loaded release, active or not, which must have been trained for this shop.
+
+    Raises:
+      UsageError: it is not loaded (any more), or was trained for a shop with other inputs.
+      UnavailableError: the store is away.
+    """
+    store = ReleaseStore(vector_db)
+    found = store.release(release_id)
+    _check_inputs(store, found, shop, "name a release of this one")
+    return found
+
+
+def _check_inputs(store: ReleaseStore, release: ActiveRelease, shop: Shop, remedy: str) -> None:
+    inputs = store.show(release.id)["manifest"]["user_inputs"]
     columns = [shop.customers.key, *(feature.column for feature in shop.user_features)]
     if inputs and [entry["column"] for entry in inputs] != columns:
         raise UsageError(
-            f"the active release {active.id} was trained for a shop with the inputs "
-            f"{[entry['column'] for entry in inputs]}, not {columns}: give the same --shop, or promote a "
-            "release of this one"
+            f"release {release.id} was trained for a shop with the inputs "
+            f"{[entry['column'] for entry in inputs]}, not {columns}: give the same --shop, or {remedy}"
         )
-    return active

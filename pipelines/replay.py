@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from beamrec.pipelines import replay_errors
+from beamrec.pipelines import replay_errors, replay_interval
 from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.replay_errors import ErrorsReplay, Replayed
+from beamrec.pipelines.replay_interval import Rescored
 from beamrec.pipelines.replay_options import ReplayOptions, which_replay
 from beamrec.schemas.events import Fate
 
@@ -17,7 +18,10 @@ def run(argv: Sequence[str], console: Console | None = None) -> dict[str, Any]:
     """`beamrec replay`: parses, runs, and returns the `--json` object."""
     console = console or Console()
     values, beam_args = parse_pipeline("replay", ReplayOptions, argv)
-    which_replay(values, argv)
+    if which_replay(values, argv) == "interval":
+        interval = replay_interval.parse(values, beam_args, console)
+        done = replay_interval.replay_interval(interval, values.runner, beam_args, console)
+        return _told_difference(done, interval.stream.items, console)
     replay = replay_errors.parse(values, beam_args, console)
     if values.dry_run:
         return _told_before(replay, console)
@@ -59,6 +63,35 @@ def _told(done: Replayed, console: Console) -> dict[str, Any]:
         },
         "mended": list(done.mended),
         "reconciled": done.account.reconciled,
+        "paths": {
+            "recommendations": f"{done.output}/recommendations",
+            "errors": f"{done.output}/errors",
+        },
+    }
+
+
+def _told_difference(done: Rescored, items: int, console: Console) -> dict[str, Any]:
+    counts = done.account.counts
+    console.print(f"{counts.records_in:,} events read: {counts.out:,} recommended: {done.output}")
+    found = done.difference.to_dict() if done.difference else None
+    if found:
+        console.print(
+            f"{found['events']:,} events in both: {found['changed']:,} lists changed; overlap@{items} "
+            f"{found[f'overlap@{items}']:.3f}, rank correlation {found['rank_correlation']:.3f}; "
+            f"{found['only_old']:,} only before, {found['only_new']:,} only now"
+        )
+        for path, sums in found["by_served_by"].items():
+            console.print(
+                f"  {path}: {sums['changed']:,} of {sums['events']:,} changed, overlap@{items} "
+                f"{sums[f'overlap@{items}']:.3f}, rank correlation {sums['rank_correlation']:.3f}"
+            )
+        for example in found["examples"]:
+            old, new = (" ".join(example[side]["recommended_items"]) for side in ("old", "new"))
+            console.print(f"  {example['event_id']}: {old or 'nothing'} -> {new or 'nothing'}")
+    return {
+        **counts.to_dict(),
+        "reconciled": True,
+        "difference": found,
         "paths": {
             "recommendations": f"{done.output}/recommendations",
             "errors": f"{done.output}/errors",

@@ -11,9 +11,9 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beamrec.io.dead_letters import LetterFile, Wanted, parse_place
-from beamrec.io.events import ReadEvents, SourceOptions
+from beamrec.io.events import ReadEvents
 from beamrec.io.lease import Lease
-from beamrec.io.ledger import Account, account, stored_settings
+from beamrec.io.ledger import Account, account, is_output, stored_settings
 from beamrec.io.mended_settings import check_mapping, mend_settings
 from beamrec.io.replay_source import DeadLetters, replayed_batch
 from beamrec.io.replays import Chosen, choose, keep, unfinished
@@ -83,7 +83,7 @@ def parse(values: Namespace, beam_args: Sequence[str], console: Console) -> Erro
     Raises:
       UsageError: a value is wrong, or the folder is not one of a stream.
     """
-    output, place = parse_place(values.errors)
+    output, place = _place(values.errors, beam_args)
     stages = frozenset(values.stage or ())
     if place.stages and stages and place.stages != stages:
         raise UsageError(f"--stage: --errors names the stage {', '.join(place.stages)} already")
@@ -101,12 +101,19 @@ def parse(values: Namespace, beam_args: Sequence[str], console: Console) -> Erro
     return ErrorsReplay(make_config(own, beam_args, console, "replay"), wanted)
 
 
+def _place(uri: str, beam_args: Sequence[str]) -> tuple[str, Wanted]:
+    """An output folder may itself lie below one that is called errors."""
+    if is_output(open_store(with_beam_options(uri, beam_args, "--errors"), "--errors")):
+        return uri, Wanted()
+    return parse_place(uri)
+
+
 def build(
     pipeline: beam.Pipeline, config: StreamConfig, numbers: Sequence[int], read: ReadSettings | None = None
 ) -> None:
     """Dead letters to sinks: a stream's pipeline with another source and nothing that expires."""
     read = read or ReadSettings()
-    source = DeadLetters(SourceOptions(config.output, config.run, config.max_delay), tuple(numbers))
+    source = DeadLetters(config.source, tuple(numbers))
     parsed = (
         pipeline
         | "ReadLetters" >> ReadEvents([source], read.poll_interval, read.max_read_time_seconds)

@@ -16,14 +16,14 @@ __all__ = ["REPLAYED", "replaced_fate", "replay_source"]
 REPLAYED = pa.schema(
     [
         *RAW_EVENTS,
-        pa.field("fallback_id", pa.string()),
+        pa.field("known_id", pa.string()),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("origin", pa.string()),
     ]
 )
-"""RAW_EVENTS that were read before: `fallback_id` is the id that an event without one of its own had then,
-null if that is not known; `attempt` is how often it has failed, and `origin` the `source` of its dead letter
-as JSON, null if it has none."""
+"""RAW_EVENTS that were read before: `known_id` is the id that the event had then, null if that is not known;
+`attempt` is how often it has failed, and `origin` the `source` of its dead letter as JSON, null if it has
+none."""
 
 _SOURCE = re.compile(r"replay:([a-z_]+)/\d{12}")
 

@@ -28,7 +28,8 @@ def parse_replayed(
     """`parse_events` of a batch of REPLAYED.
 
     An event without an id of its own has the one that it had, or would have had at the position where it was
-    first read; what is still bad is a dead letter of its first position, with one attempt more.
+    first read; one that was visible keeps the id that it had then. What is still bad is a dead letter of its
+    first position, with one attempt more.
 
     Args:
       batch: schema REPLAYED; a position appears once.
@@ -58,10 +59,12 @@ def _with_ids(events: pa.RecordBatch, rows: _Rows) -> pa.RecordBatch:
 
 
 def _id(event_id: str, row: dict[str, Any]) -> str:
+    if row["origin"] is None:
+        return row["known_id"] or event_id
     if event_id != payload_id(row["payload"], row["source"], row["position"]):
         return event_id  # its own
-    if row["fallback_id"] is not None or row["origin"] is None:
-        return row["fallback_id"] or event_id
+    if row["known_id"] is not None:
+        return str(row["known_id"])
     origin = json.loads(row["origin"])
     return payload_id(row["payload"], f"{origin['system']}:{origin['name']}", origin["position"])
 
@@ -77,7 +80,7 @@ def _next_attempt(line: bytes, row: dict[str, Any]) -> bytes:
     if row["origin"] is None:
         return line
     letter = DeadLetter.from_json(line)
-    origin, event_id = json.loads(row["origin"]), letter.event_id or row["fallback_id"]
+    origin, event_id = json.loads(row["origin"]), letter.event_id or row["known_id"]
     again = dataclasses.replace(letter, source=origin, event_id=event_id, attempt=row["attempt"] + 1)
     return again.to_json()
 
