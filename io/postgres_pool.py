@@ -102,7 +102,7 @@ def is_lost(error: psycopg2.Error, connection: _Connection) -> bool:
 
 def is_elsewhere(error: psycopg2.Error) -> bool:
     """Whether the server that was connected to writes no more: its address may lead to another by now."""
-    return error.pgcode == _READ_ONLY
+    return bool(error.pgcode == _READ_ONLY)
 
 
 def passes(error: psycopg2.Error) -> bool:
