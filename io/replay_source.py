@@ -78,7 +78,7 @@ class _Reader(LedgerReader):
         self._seal()
         hour = self._files[0].chosen.file.hour
         self.advance_watermark(hour.timestamp())
-        group = []
+        group: list[_File] = []
         while self._files and self._files[0].chosen.file.hour == hour and len(group) < _GROUP_FILES:
             group.append(self._files.popleft())
         return self._batches_of(group)

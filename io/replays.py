@@ -92,7 +92,7 @@ def keep(store: Store, chosen: Iterable[Chosen]) -> Selection | None:
 def selections(store: Store) -> list[Selection]:
     """All that were ever chosen, in order; raises BeamrecError if one is missing or damaged."""
     check_whole(numbers(store, _FOLDER, ".json"), 0, _FOLDER)
-    found = []
+    found: list[Selection] = []
     for path, data in read_on(store, _path, 0):
         try:
             chosen = [Chosen(LetterFile.of(name), _lines(ranges)) for name, ranges in json.loads(data)]

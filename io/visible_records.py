@@ -78,4 +78,5 @@ def _read(store: Store, path: str) -> list[dict[str, Any]]:
 def _record(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a table as the record that it was made of; a field that was null is not there."""
     other = row.pop(OTHER_FIELDS, None)
-    return {name: value for name, value in row.items() if value is not None} | orjson.loads(other or "{}")
+    rest: dict[str, Any] = orjson.loads(other or "{}")
+    return {name: value for name, value in row.items() if value is not None} | rest

@@ -3,7 +3,7 @@
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from beamrec.pipelines.arguments import given
 from beamrec.pipelines.streaming_recommend import StreamOptions
@@ -57,7 +57,7 @@ class ReplayOptions(VerbOptions):
         add("--recommendations", help="what stream wrote: compared with, and read without --input [URI]")
         add("--input", help="score the events of this stream or folder again [URI]")
         add("--output", help="where recommendations of --release are written [URI]")
-        StreamOptions._add_argparse_args(_StreamFlags(parser))
+        StreamOptions._add_argparse_args(cast(ArgumentParser, _StreamFlags(parser)))
 
 
 def which_replay(values: Namespace, argv: Sequence[str]) -> str:
