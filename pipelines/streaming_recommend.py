@@ -24,7 +24,7 @@ from beamrec.io.retrieval import EnrichFromPgvector, Retrieval, UpsertServing
 from beamrec.io.ruled_search import SearchRules
 from beamrec.io.segment_files import FORMATS, FileFormat, SegmentFormat
 from beamrec.io.segments import WriteSegments
-from beamrec.io.session_history import SessionHistory
+from beamrec.io.session_history import SessionHistory, check_history
 from beamrec.io.shard_log import finish_publications
 from beamrec.io.sinks import open_sink
 from beamrec.io.store import Store, clean_staged, open_store, with_beam_options
@@ -216,6 +216,11 @@ class StreamConfig:
         return json.dumps([events, *keys])
 
     @property
+    def clicks_before(self) -> int:
+        """How many clicks of its session an event is given; 0 where events bring their history."""
+        return self.shop.events.history_length if self.shop.events.shape == "click" else 0
+
+    @property
     def job(self) -> Job:
         """What the runner's preset is told."""
         places = {"--input": self.input, "--output": self.output, "--vector-db": self.vector_db}
@@ -275,17 +280,20 @@ def recommend_events(parsed: Any, config: StreamConfig, allowed_lateness: float 
       allowed_lateness: instead of that of `config` [s].
     """
     handler = TwoTowerHandler(config.shop, build_features, FetchRelease(config.cache), inference_took)
-    windows = parsed.events | "SplitWindows" >> SplitWindows(
+    events = parsed.events
+    if config.clicks_before:
+        # Ahead of the windows: a late click goes in with those that it was read with, and they know it.
+        events |= "SessionHistory" >> SessionHistory(
+            config.vector_db, config.clicks_before, 2 * config.dedupe_horizon
+        )
+    windows = events | "SplitWindows" >> SplitWindows(
         config.window_seconds,
         config.allowed_lateness if allowed_lateness is None else allowed_lateness,
         config.max_delay,
     )
-    events = windows.events | "WindowEvents" >> WindowBatches(config.window_seconds)
-    length, hours = config.shop.events.history_length, 2 * config.dedupe_horizon
-    if config.shop.events.shape == "click" and length:
-        events |= "SessionHistory" >> SessionHistory(config.vector_db, length, hours)
     recommended = (
-        events
+        windows.events
+        | "WindowEvents" >> WindowBatches(config.window_seconds)
         | "EnrichFromPgvector"
         >> EnrichFromPgvector(config.vector_db, config.shop, handler.prepare, config.release)
         | "UserTower" >> RunInference(handler)
@@ -372,6 +380,8 @@ def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     release = active_release(config.vector_db, config.shop)
     # Workers load the towers from where `release load` found them.
     check_runner(runner, Job("stream", {f"the active release {release.id}": release.uri}), beam_args)
+    if config.clicks_before:
+        check_history(config.vector_db)
     store.check()
     console.status(
         f"serving release {release.id}; reading {config.input}; a recommendation is written when its "
