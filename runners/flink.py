@@ -10,7 +10,7 @@ from types import MappingProxyType
 import beamrec.runners.flink_options  # noqa: F401
 from beamrec.runners.flink_cluster import Cluster, default_folder, find_cluster
 from beamrec.runners.preset import Job, Preset, ReadSettings, Say, register
-from beamrec.runners.remote import beam_options, check_credentials, check_passwords, check_places, setup_file
+from beamrec.runners.remote import beam_options, check_credentials, check_places, setup_file
 from beamrec.schemas.errors import UsageError
 
 __all__ = ["FLINK"]
@@ -96,10 +96,11 @@ def _check_places(job: Job, beam_args: Sequence[str]) -> str:
 
 
 def _check_passwords(job: Job, beam_args: Sequence[str]) -> str:
-    """The local cluster's pool was started with this machine's environment; others were not."""
-    if _is_elsewhere(_endpoint(beam_args)):
-        return check_passwords(job, beam_args)
-    return "the worker pool's own environment"
+    """Worker pools are the user's own processes: their environment may hold what this one's does."""
+    needed = [p.variable for p in job.passwords.values() if p.variable and not p.secret]
+    if needed:
+        return f"the worker pools need {', '.join(f'${name}' for name in needed)} in their environment too"
+    return "none from the environment"
 
 
 def _check_parallelism(job: Job, beam_args: Sequence[str]) -> str:

@@ -46,6 +46,15 @@ _TASK_MANAGER = {
     "taskmanager.memory.jvm-overhead.max": "64m",
 }
 
+_LOG = """\
+rootLogger.level = INFO
+rootLogger.appenderRef.console.ref = Console
+appender.console.name = Console
+appender.console.type = CONSOLE
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d %-5p %c - %m%n
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
@@ -187,13 +196,15 @@ def _configure(cluster: Cluster) -> None:
     }
     lines = "".join(f"{name}: {value}\n" for name, value in settings.items())
     (folder / "conf" / "flink-conf.yaml").write_text(lines, encoding="utf-8")
+    (folder / "conf" / "log4j.properties").write_text(_LOG, encoding="utf-8")
 
 
 def _commands(cluster: Cluster, flink: str, job_server: str, boot: str) -> dict[str, list[str]]:
     """What to run; each command line names the cluster's folder, by which its process is known again."""
     opens = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in _OPENED]
     conf = ["--configDir", str(cluster.folder / "conf")]
-    java, ports = ["java", *opens], cluster.ports
+    log = f"-Dlog4j.configurationFile={cluster.folder / 'conf' / 'log4j.properties'}"
+    java, ports = ["java", *opens, log], cluster.ports
     runtime = "org.apache.flink.runtime"
     manager = [*java, "-Xmx512m", "-cp", flink, f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"]
     worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=160m", "-XX:MaxDirectMemorySize=160m", "-cp", flink]
