@@ -94,8 +94,14 @@ class StreamJob:
 
     def start(self, *options: str) -> "StreamJob":
         """Starts the job."""
-        command = [sys.executable, "-m", "beamrec.pipelines.cli", "stream", "--json"]
-        command += [f"--input={self.input}", f"--output={self.output}", f"--home={self.home}"]
+        return self._launch("stream", f"--input={self.input}", f"--output={self.output}", *options)
+
+    def start_replay(self, *options: str) -> "StreamJob":
+        """Starts `beamrec replay --errors` on the output of the job, with its options."""
+        return self._launch("replay", f"--errors={self.output}", *options)
+
+    def _launch(self, verb: str, *options: str) -> "StreamJob":
+        command = [sys.executable, "-m", "beamrec.pipelines.cli", verb, "--json", f"--home={self.home}"]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 [*command, *self._options, *options],
