@@ -263,7 +263,8 @@ class SearchDoFn(_StoreDoFn):
 
     def release_of(self, batch: pa.RecordBatch) -> ActiveRelease:
         """The release that a batch is stamped with."""
-        return self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
+        found: ActiveRelease = self._releases.release(batch.schema.metadata[RELEASE_ID].decode())
+        return found
 
     def find(self, batch: pa.RecordBatch, release: ActiveRelease, items: int) -> pa.ListArray:
         """CANDIDATES of each row: so many items beside those of its history."""
@@ -286,7 +287,8 @@ class SearchDoFn(_StoreDoFn):
         if multiplies(self._retrieval, release):
             catalogue = self._releases.catalogue(release)
             return Catalogue(catalogue.ids[:items], catalogue.vectors[:items])
-        return self._releases.head(release, items)
+        head: Catalogue = self._releases.head(release, items)
+        return head
 
     def _candidates(self, release: ActiveRelease, column: pa.FixedSizeListArray, count: int) -> pa.ListArray:
         scored = column.is_valid().to_numpy(zero_copy_only=False)

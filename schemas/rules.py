@@ -200,7 +200,9 @@ class Facts:
 class Ranking(Protocol):
     """Rules as the search uses them; picklable."""
 
-    items: int
+    @property
+    def items(self) -> int:
+        """Entries of a full list."""
 
     def rank(
         self, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], candidates: pa.ListArray, facts: Facts
