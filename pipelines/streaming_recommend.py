@@ -225,9 +225,10 @@ class StreamConfig:
         """What the runner's preset is told."""
         places = {"--input": self.input, "--output": self.output, "--vector-db": self.vector_db}
         more = {f"--also {number}": uri for number, uri in enumerate(self.also, start=1)}
-        if self.rules is not None and self.rules.facts is not None:
-            more["--source"] = self.rules.facts.uri
-        return place_job("stream", {**places, **more})
+        facts = self.rules.facts if self.rules is not None else None
+        if facts is not None:
+            more["--source"] = facts.uri
+        return place_job("stream", {**places, **more}, facts.secret if facts is not None else None)
 
     @property
     def segments(self) -> SegmentFormat:
