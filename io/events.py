@@ -29,8 +29,9 @@ class SourceOptions:
       stop_when_idle_seconds: report the end after this long without data; None runs until drained.
       splits: number of readers, fixed for the job.
       batch_rows: most rows in one batch.
-      window_seconds: length of the windows that the sink writes.
-      max_in_flight_mb: most payload of a reader that has no fate yet, before reading pauses [MiB].
+      window_seconds: length of the windows that the sink writes; it matters with the next one.
+      max_in_flight_mb: most payload of a reader that has no fate yet, before reading pauses [MiB]. None sets
+        no bound: what follows need not give fates at all.
       patience_seconds: how long an output that is away is waited for before the job fails.
       written_us: of a folder only what was last written from the one time on and before the other, in
         microseconds since the epoch; None reads all.
@@ -43,7 +44,7 @@ class SourceOptions:
     splits: int = 1
     batch_rows: int = 1000
     window_seconds: int = 60
-    max_in_flight_mb: int = 256
+    max_in_flight_mb: int | None = None
     patience_seconds: float = 300.0
     written_us: tuple[int, int] | None = None
 

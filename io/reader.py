@@ -85,7 +85,9 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         # A runner gives a source that raises no second chance: an output that is away for a moment is waited
         # for here as it is in the sink.
         self._store = patient(store, options.patience_seconds)
-        self._in_flight = InFlight(store, options.window_seconds, options.max_in_flight_mb << 20)
+        self._in_flight: InFlight | None = None
+        if options.max_in_flight_mb is not None:
+            self._in_flight = InFlight(store, options.window_seconds, options.max_in_flight_mb << 20)
         self.read_ledger()
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._current: pa.RecordBatch | None = None
@@ -154,7 +156,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             batch = next(batches, None)
         if batch is not None:
             self._current = batch
-            self._in_flight.emitted(batch)
+            if self._in_flight:
+                self._in_flight.emitted(batch)
             metrics.count("read", batch.num_rows)
             metrics.distribute("read_batch", batch.num_rows)
             self._idle_since = time.monotonic()
@@ -167,6 +170,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
 
     def _waits_for_the_sink(self) -> bool:
         """Whether so much is on its way that nothing more is to be read for now."""
+        if self._in_flight is None:
+            return False
         end = self._in_flight.close_at()
         if end is not None:
             self._watermark_us = max(end, self._watermark_us or end)

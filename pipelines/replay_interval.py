@@ -153,7 +153,7 @@ def replay_interval(
         clean_staged(store)
         with launch(runner, beam_args, console.status, replay.job) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
-            build(pipeline, replay, preset.read)
+            build(pipeline, dataclasses.replace(replay, stream=config.on(preset)), preset.read)
             run_job(pipeline, store, config.run, console)
         finish_publications(store)
         found = account(store)

@@ -39,7 +39,7 @@ from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.prometheus import serve_metrics
 from beamrec.pipelines.stream_rules import RULE_OPTIONS, add_rule_options, load_rules, search
 from beamrec.pipelines.verb_options import VerbOptions
-from beamrec.runners.preset import Job, ReadSettings, check_runner, find_preset, launch
+from beamrec.runners.preset import Job, Preset, ReadSettings, check_runner, find_preset, launch
 from beamrec.schemas.errors import BadDataError, UsageError
 from beamrec.schemas.events import event_schema
 from beamrec.schemas.paths import PartitionStyle
@@ -160,7 +160,7 @@ class StreamConfig:
     also: tuple[str, ...] = ()
     format: FileFormat = "jsonl"
     max_file_mb: int = 64
-    max_in_flight_mb: int = 256
+    max_in_flight_mb: int | None = 256
     patience: float = 300.0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
@@ -179,10 +179,9 @@ class StreamConfig:
         open_store(self.output)
         event_schema(self.shop)
         for name in ("items", "shards", "splits", "dedupe_horizon", "max_file_mb", "max_in_flight_mb"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}"
-                )
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, got {number}")
         if self.dedupe_horizon * 3600 < self.allowed_lateness + self.window_seconds:
             raise UsageError(
                 f"--dedupe-horizon: {self.dedupe_horizon} h is less than --allowed-lateness with one window; "
@@ -229,6 +228,10 @@ class StreamConfig:
         if facts is not None:
             more["--source"] = facts.uri
         return place_job("stream", {**places, **more}, facts.secret if facts is not None else None)
+
+    def on(self, preset: Preset) -> "StreamConfig":
+        """The job on a runner: where nothing is written before the input ends, no reader waits for it."""
+        return self if preset.streams else dataclasses.replace(self, max_in_flight_mb=None)
 
     @property
     def segments(self) -> SegmentFormat:
@@ -349,7 +352,7 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
         _begin_output(store, config)
         with launch(runner, beam_args, console.status, config.job) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
-            build(pipeline, config, preset.read)
+            build(pipeline, config.on(preset), preset.read)
             if not preset.streams:
                 console.status(f"--runner {runner} writes nothing before its input ends")
             with serve_metrics(history, config.metrics_port, config.metrics_host):

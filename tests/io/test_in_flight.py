@@ -1,5 +1,6 @@
 """A reader pauses while what it has read waits for the sink, and never waits for itself."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -121,6 +122,15 @@ def test_a_reader_stops_where_the_sink_does_not_follow_and_goes_on_with_it(
     found = account(store)
     assert found.reconciled, found
     assert found.counts.out == 3000
+
+
+def test_a_reader_without_a_bound_waits_for_no_fates(reader: Any) -> None:
+    options = dataclasses.replace(reader.options, max_in_flight_mb=None)
+    unbounded = open_sources(reader.source.folder, options)[0].create_reader(None, None)
+    read = 0
+    while unbounded.advance():
+        read += unbounded.get_current().num_rows
+    assert read == 3000
 
 
 class _Away(LocalStore):
