@@ -16,7 +16,7 @@ SETUP := setup.py pyproject.toml requirements.in schemas/version.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults lint format lock docs bench prism fake-gcs install install-dev clean
+.PHONY: help demo test test-faults lint format lock docs bench prism fake-gcs flink-up flink-down install install-dev clean
 
 help: ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -70,6 +70,12 @@ fake-gcs: $(FAKE_GCS) ## a server that speaks Google Cloud Storage's protocol, f
 $(FAKE_GCS):
 	@command -v go >/dev/null || { echo "make fake-gcs: Go is not installed; see https://go.dev/doc/install" >&2; exit 1; }
 	GOBIN=$(@D) go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION)
+
+flink-up: install ## a Flink cluster on this machine, with no container (docs/runners.md); it is kept running
+	$(BIN)/python -m beamrec.runners.flink_cluster up
+
+flink-down: install ## ends it; checkpoints and logs stay in .beamrec/flink
+	$(BIN)/python -m beamrec.runners.flink_cluster down
 
 clean: ## removes what make and the tools made; .beamrec with its data stays
 	rm -rf $(VENV) .mypy .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -26,7 +26,7 @@ from beamrec.schemas.errors import UnavailableError, UsageError
 __all__ = ["Cluster", "default_folder", "find_cluster", "flink_down", "flink_up"]
 
 _STATE = "cluster.json"
-_START_SECONDS = 120.0
+_START_SECONDS = 180.0
 _TASK_MANAGERS = 2
 _SLOTS = 2
 # Flink reflects into these since it serializes by itself.
@@ -122,6 +122,7 @@ def flink_up(folder: Path, say: Callable[[str], None] = print) -> Cluster:
     """
     running = find_cluster(folder)
     if running is not None:
+        _wait_until_up(running)
         return running
     if not shutil.which("java"):
         raise UnavailableError("Flink needs Java: no program java (Debian: default-jre-headless)")
@@ -184,8 +185,11 @@ def _configure(cluster: Cluster) -> None:
         "taskmanager.numberOfTaskSlots": _SLOTS,
         "parallelism.default": 1,
         # A lost TaskManager is noticed after this, not after 50 s, so that recovery is a matter of seconds.
-        "heartbeat.interval": 1000,
-        "heartbeat.timeout": 10000,
+        "heartbeat.interval": 2000,
+        "heartbeat.timeout": 20000,
+        # On a machine that has other work the start takes longer than ten seconds.
+        "pekko.startup-timeout": f"{_START_SECONDS:.0f} s",
+        "pekko.ask.timeout": "60 s",
         "state.backend.type": "hashmap",
         "state.checkpoints.dir": (folder / "checkpoints").as_uri(),
         "state.savepoints.dir": (folder / "savepoints").as_uri(),
