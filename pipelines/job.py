@@ -20,6 +20,9 @@ __all__ = ["run_job"]
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
+# Prism 2.77 asks for the progress of its own bundles too, which have no worker, if it gets no time for a moment
+# between two steps: a nil pointer on a very busy machine.
+_PANIC = "panic in stage.Execute"
 _ESCAPED_NEWLINE, _NEWLINE = "\\n", "\n"  # runners quote a worker's traceback into one line
 _WORDS = {
     "in": "read",
@@ -110,7 +113,7 @@ def _wait(result: Any, outcome: dict[str, BaseException]) -> None:
 
 def _failure(error: BaseException) -> Exception:
     """What ended the job; a worker's own error, of which the runner hands on the text, keeps its code."""
-    if isinstance(error, grpc.RpcError):
+    if isinstance(error, grpc.RpcError) or _PANIC in str(error):
         return BeamrecError(
             "the runner ended unexpectedly; nothing is lost: start the job again, it goes on where it stopped"
         )
