@@ -20,8 +20,8 @@ __all__ = ["run_job"]
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
-# Prism 2.77 asks for the progress of its own bundles too, which have no worker, if it gets no time for a moment
-# between two steps: a nil pointer on a very busy machine.
+# Prism 2.77 asks for the progress of its own bundles too, which have no worker, if it gets no time for a
+# moment between two steps: a nil pointer on a very busy machine.
 _PANIC = "panic in stage.Execute"
 _ESCAPED_NEWLINE, _NEWLINE = "\\n", "\n"  # runners quote a worker's traceback into one line
 _WORDS = {
