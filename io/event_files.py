@@ -27,7 +27,7 @@ from beamrec.io.event_text import (
     whole_lines,
 )
 from beamrec.io.events import SourceOptions
-from beamrec.io.reader import LedgerMark
+from beamrec.io.reader import LedgerMark, resume_or
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.paths import local_path
@@ -60,7 +60,7 @@ class EventFiles(FolderSource):
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
         """A reader that resumes from the ledger."""
-        return _Reader(self)
+        return resume_or(checkpoint_mark, lambda: _Reader(self))
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ from beamrec.io.event_text import (
 )
 from beamrec.io.events import SourceOptions
 from beamrec.io.objects import Address, Listed, ObjectStore
-from beamrec.io.reader import LedgerMark
+from beamrec.io.reader import LedgerMark, resume_or
 from beamrec.io.registry import backend
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UnavailableError
@@ -62,7 +62,7 @@ class EventObjects(FolderSource):
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
         """A reader that resumes from the ledger."""
-        return _Reader(self)
+        return resume_or(checkpoint_mark, lambda: _Reader(self))
 
 
 @dataclasses.dataclass(frozen=True)

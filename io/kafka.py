@@ -28,7 +28,7 @@ from beamrec.io.kafka_group import GroupOffsets
 from beamrec.io.kafka_partition import Partition, Record
 from beamrec.io.kafka_places import Places, check_bounds, sealed_since
 from beamrec.io.kafka_requests import Question, TopicWatch, ask_offsets
-from beamrec.io.reader import LedgerMark, LedgerReader, Row, raw_events
+from beamrec.io.reader import LedgerMark, LedgerReader, Row, raw_events, resume_or
 from beamrec.io.source_log import Part
 
 __all__ = ["KafkaTopic", "identity", "open_sources"]
@@ -86,7 +86,7 @@ class KafkaTopic(UnboundedSource):  # type: ignore[misc]
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
         """A reader that resumes from the ledger."""
-        return _Reader(self)
+        return resume_or(checkpoint_mark, lambda: _Reader(self))
 
     def get_checkpoint_mark_coder(self) -> coders.Coder:
         """Of `LedgerMark`."""
@@ -152,8 +152,8 @@ class _Reader(LedgerReader):
         """The next offset of each partition."""
         return tuple((p.source, str(p.next_new)) for _, p in sorted(self._partitions.items()))
 
-    def close(self) -> None:
-        """See UnboundedReader."""
+    def release(self) -> None:
+        """See LedgerReader."""
         if self._group:
             self._group.close()
         self._consumer.close()

@@ -21,7 +21,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import SourceOptions
 from beamrec.io.kinesis_client import Address, Shard, Stream, parse_address
 from beamrec.io.kinesis_reader import KinesisReader
-from beamrec.io.reader import LedgerMark
+from beamrec.io.reader import LedgerMark, resume_or
 
 __all__ = ["KinesisEvents", "identity", "open_sources"]
 
@@ -63,7 +63,7 @@ class KinesisEvents(UnboundedSource):  # type: ignore[misc]
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> KinesisReader:
         """A reader that resumes from the ledger."""
-        return KinesisReader(self.address, self.options, self.owns)
+        return resume_or(checkpoint_mark, lambda: KinesisReader(self.address, self.options, self.owns))
 
     def get_checkpoint_mark_coder(self) -> coders.Coder:
         """Of `LedgerMark`."""

@@ -25,6 +25,8 @@ __all__ = ["Answer", "Failure", "Listing", "ShardPool", "Span"]
 # Five a second for all readers of a shard, of which there is one.
 _READ_SECONDS = 0.21
 _LIST_SECONDS = 1.0
+# A reader that nobody asks for so long may have been left behind by the runner: it makes no calls until then.
+_UNASKED_SECONDS = 30.0
 # Answers in memory at a time, of up to 10 MB each; and so many calls at a time.
 _ANSWERS = 8
 # A service or a line too slow for large answers is asked for smaller ones: it would time out for ever.
@@ -134,6 +136,7 @@ class ShardPool:
         self.look_back = look_back
         self.listing: Listing | None = None
         self.replaying = 0
+        self.asked = time.monotonic()
         self.stopped = threading.Event()
         self.tickets = threading.BoundedSemaphore(_ANSWERS)
         self.found: queue.SimpleQueue[Answer | Failure] = queue.SimpleQueue()
@@ -151,6 +154,7 @@ class ShardPool:
 
     def take(self) -> Answer | Failure | None:
         """The next answer, if one is there."""
+        self.asked = time.monotonic()
         try:
             found = self.found.get_nowait()
         except queue.Empty:
@@ -159,6 +163,12 @@ class ShardPool:
             self.tickets.release()
             self.replaying -= found.part is not None
         return found
+
+    def pause(self) -> None:
+        """Returns when somebody asks for answers; raises StoppedError if nobody will."""
+        while time.monotonic() - self.asked > _UNASKED_SECONDS:
+            if self.stopped.wait(0.2):
+                raise StoppedError(self.stream.address.where)
 
     @property
     def waiting(self) -> bool:
@@ -184,6 +194,7 @@ class ShardPool:
         stream, where = self.stream, self.stream.address.where
         kept = patiently(stream.retention_seconds, self.stopped, where) if self.look_back else None
         while not self.stopped.is_set():
+            self.pause()
             started = time.time()
             shards, clock = patiently(stream.shards, self.stopped, where)
             horizon_us = 0 if kept is None else int((clock - kept) * 1e6)
@@ -274,6 +285,7 @@ class _Fetcher:
         pool = self._pool
         if pool.stopped.wait(self._next_read - time.monotonic()):
             raise StoppedError(self._where)
+        pool.pause()
         self._take_ticket()
         try:
             asked = time.time()

@@ -88,8 +88,8 @@ class KinesisReader(LedgerReader):
         delay = self.options.max_delay_seconds
         self._pool = ShardPool(Stream(address), address.end, delay, look_back=not self._is_new)
 
-    def close(self) -> None:
-        """See UnboundedReader."""
+    def release(self) -> None:
+        """See LedgerReader."""
         self._pool.close()
 
     def positions(self) -> tuple[tuple[str, str], ...]:

@@ -13,9 +13,12 @@ that it must keep, for *in* is counted from what it seals:
 
 import abc
 import dataclasses
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
 
 import pyarrow as pa
 from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader
@@ -31,7 +34,7 @@ from beamrec.io.store_waits import WAITS
 from beamrec.schemas.events import RAW_EVENTS, TIMESTAMP
 from beamrec.transforms import metrics
 
-__all__ = ["LedgerMark", "LedgerReader", "Row", "raw_events"]
+__all__ = ["LedgerMark", "LedgerReader", "Row", "raw_events", "resume_or"]
 
 # source, after, position, arrival (microseconds since the epoch), payload: what RAW_EVENTS is made of
 Row = tuple[str, int, int, int, bytes]
@@ -40,6 +43,9 @@ Row = tuple[str, int, int, int, bytes]
 _DRAIN_HOLD_SECONDS = 0.3
 _DRAIN_LOOK_SECONDS = 0.2
 _NOTHING = Progress(0, frozenset())
+_Reader = TypeVar("_Reader", bound="LedgerReader")
+_LIVE: "weakref.WeakValueDictionary[str, LedgerReader]" = weakref.WeakValueDictionary()
+_LIVE_LOCK = threading.Lock()
 
 
 def raw_events(rows: Sequence[Row]) -> pa.RecordBatch:
@@ -71,6 +77,19 @@ class LedgerMark(CheckpointMark):  # type: ignore[misc]
     positions: tuple[tuple[str, str], ...] = ()
 
 
+def resume_or(mark: LedgerMark | None, make: Callable[[], _Reader]) -> _Reader:
+    """The reader of this process that cut a mark and has not gone on since, else a new one.
+
+    Beam parks a reader with the instance of its DoFn that read last, and asks for another where the next
+    bundle runs on another instance: often under load, for an instance is not free before its bundle was
+    finalized. A new reader would emit everything again that is on its way.
+    """
+    live = _LIVE.get(mark.reader) if mark is not None else None
+    if live is not None and mark is not None and live.resume(mark.sequence):
+        return cast(_Reader, live)
+    return make()
+
+
 class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     """A reader that begins at the lowest position without a fate, whatever the runner remembers.
 
@@ -96,6 +115,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         self._drained, self._next_drain_look = False, 0.0
         self._watermark_us: int | None = None
         self._id, self._marks = uuid.uuid4().hex, 0
+        self._resumable, self._uses = 0, 1
+        _LIVE[self._id] = self
 
     @abc.abstractmethod
     def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
@@ -141,6 +162,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
 
     def advance(self) -> bool:
         """See UnboundedReader."""
+        self._resumable = 0
         if self._ended_at is not None:
             return False
         metrics.count_waits(WAITS.take())
@@ -211,7 +233,28 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     def get_checkpoint_mark(self) -> LedgerMark:
         """See UnboundedReader."""
         self._marks += 1
+        self._resumable = self._marks
         return LedgerMark(self._id, self._marks, self.positions())
+
+    def resume(self, sequence: int) -> bool:
+        """Takes the reader for one more user, where the mark with that number is its last word."""
+        with _LIVE_LOCK:
+            if self._resumable != sequence:
+                return False
+            self._resumable = 0
+            self._uses += 1
+            return True
+
+    def close(self) -> None:
+        """See UnboundedReader; once for each user."""
+        with _LIVE_LOCK:
+            self._resumable = 0
+            self._uses -= 1
+        if not self._uses:
+            self.release()
+
+    def release(self) -> None:
+        """Gives back what the reader holds, when nobody uses it any more."""
 
     def _watermark(self) -> Timestamp:
         return MIN_TIMESTAMP if self._watermark_us is None else Timestamp(micros=self._watermark_us)
