@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from beamrec.pipelines.arguments import VerbParser
@@ -63,10 +63,27 @@ def _list(console: Console, limit: int) -> dict[str, Any]:
     return {"runs": [dataclasses.asdict(record) for record in records]}
 
 
+def told(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A stream's metrics for people: (what, figures), none for a run without."""
+    if not metrics:
+        return
+    yield "rate", f"{metrics['events_per_second']:,} events/s in the last minute"
+    for kind in ("latency_ms", "times_ms"):
+        for name, found in metrics[kind].items():
+            figures = f"p50 {found['p50']:,} ms, p99 {found['p99']:,} ms, {found['count']:,} times"
+            yield kind.removesuffix("_ms"), f"{name.replace('_', ' ')}: {figures}"
+    lags = ", ".join(f"{lag} s (split {split})" for split, lag in metrics["watermark_lag_seconds"].items())
+    yield "watermark", f"behind by {lags or 'an unknown time'}"
+    yield "serving", f"release {metrics['release'] or '(none yet)'}"
+
+
 def _show(console: Console, record: RunRecord) -> dict[str, Any]:
     values = dataclasses.asdict(record)
     for name, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        if name != "metrics":
+            console.print(f"{name:<10} {text}")
+    for name, text in told(record.metrics):
         console.print(f"{name:<10} {text}")
     console.print(f"{'log':<10} {console.home / 'runs' / record.id / 'log'}")
     return values
