@@ -5,7 +5,9 @@ is one counter a bucket and one for the sum, which every runner adds up. Metrics
 retries raise and crashes forget: the ledger is the account, these are for dashboards.
 """
 
+import bisect
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -21,6 +23,7 @@ __all__ = [
     "bucket_counts",
     "bucket_name",
     "bucket_of",
+    "bucket_with",
     "percentile",
     "sum_name",
 ]
@@ -57,6 +60,7 @@ _BOUNDS = np.asarray(BOUNDS_US, np.int64)
 _ERROR = 2 ** (1 / 6)  # a value is at most this factor from the middle of its bucket: 12 %
 
 
+@functools.lru_cache(maxsize=2048)
 def bucket_name(name: str, bucket: int) -> str:
     """The counter of a histogram's bucket: `upsert_us_le_1024`, the last one `upsert_us_le_inf`."""
     return f"{name}_le_{BOUNDS_US[bucket] if bucket < len(BOUNDS_US) else 'inf'}"
@@ -74,6 +78,11 @@ def bucket_of(counter: str) -> tuple[str, int] | None:
 
 
 _BUCKETS = {str(bound): bucket for bucket, bound in enumerate(BOUNDS_US)} | {"inf": len(BOUNDS_US)}
+
+
+def bucket_with(value_us: int) -> int:
+    """The bucket that a value lies in."""
+    return bisect.bisect_left(BOUNDS_US, value_us)
 
 
 def bucket_counts(values_us: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -21,7 +21,14 @@ from apache_beam.metrics import Metrics
 from apache_beam.metrics.execution import MetricsEnvironment
 from apache_beam.metrics.metric import MetricName
 
-from beamrec.schemas.metrics import METRICS, NAMESPACE, bucket_counts, bucket_name, sum_name
+from beamrec.schemas.metrics import (
+    METRICS,
+    NAMESPACE,
+    bucket_counts,
+    bucket_name,
+    bucket_with,
+    sum_name,
+)
 
 __all__ = [
     "count",
@@ -59,12 +66,12 @@ def count_waits(waits: Mapping[str, tuple[int, float]]) -> None:
 
 def distribute(name: str, value: int) -> None:
     """Adds a value to a distribution (count, sum, least and greatest)."""
-    Metrics.distribution(NAMESPACE, _known(name)).update(value)
+    _distribution(_known(name)).update(value)
 
 
 def gauge(name: str, value: int) -> None:
     """Sets a gauge, whose last value counts."""
-    Metrics.gauge(NAMESPACE, _known(name)).set(value)
+    _gauge(_known(name)).set(value)
 
 
 def observe(name: str, values_us: npt.NDArray[np.int64]) -> None:
@@ -78,7 +85,9 @@ def observe(name: str, values_us: npt.NDArray[np.int64]) -> None:
 
 def observe_seconds(name: str, seconds: float) -> None:
     """Adds one value to a histogram."""
-    observe(name, np.array([round(seconds * 1e6)]))
+    us = max(round(seconds * 1e6), 0)
+    _counter(bucket_name(_known(name), bucket_with(us))).inc()
+    _counter(sum_name(name)).inc(us)
 
 
 def observe_since(name: str, times: pa.Array | pa.ChunkedArray) -> None:
@@ -130,3 +139,13 @@ def _known(name: str, label: str = "") -> str:
 def _counter(name: str) -> Metrics.DelegatingCounter:
     """Made once: making one costs six times what its update costs."""
     return Metrics.counter(NAMESPACE, name)
+
+
+@functools.lru_cache
+def _distribution(name: str) -> Metrics.DelegatingDistribution:
+    return Metrics.distribution(NAMESPACE, name)
+
+
+@functools.lru_cache
+def _gauge(name: str) -> Metrics.DelegatingGauge:
+    return Metrics.gauge(NAMESPACE, name)

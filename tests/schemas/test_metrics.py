@@ -9,6 +9,7 @@ from beamrec.schemas.metrics import (
     bucket_counts,
     bucket_name,
     bucket_of,
+    bucket_with,
     percentile,
     sum_name,
 )
@@ -19,6 +20,7 @@ def test_each_value_lies_at_or_below_the_bound_of_its_bucket_and_above_the_one_b
     buckets = {int(v): bucket_counts(np.array([v]))[0][0] for v in values}
     assert buckets == {-5: 0, 0: 0, 128: 0, 129: 1, 161: 1, 162: 2, BOUNDS_US[-1]: 78, BOUNDS_US[-1] + 1: 79}
     assert sum(count for _, count in bucket_counts(values)) == len(values)
+    assert {value: bucket_with(value) for value in buckets} == buckets
 
 
 def test_names_of_buckets_lead_back_to_them() -> None:
