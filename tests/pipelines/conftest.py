@@ -111,6 +111,18 @@ class StreamJob:
             )
         return self
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; what it started lies below it."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether that process lives."""
+        assert self._process is not None
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL to every process of the job."""
         if self._process is None or self._process.poll() is not None:

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 
 from beamrec.io import embedded
 
 PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (that of every user: one variable holds it)
+_STOP_SECONDS = 60
 _SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
@@ -28,10 +30,29 @@ class PostgreSQL:
 
     Attributes:
       folder: data, socket and log.
+      settings: those of the server that are not its defaults.
     """
 
     folder: Path
     port: int
+    settings: tuple[str, ...] = ()
+
+    def start(self) -> None:
+        """Starts the server on its data and its port."""
+        settings = "".join(f" -c {setting}" for setting in ("fsync=off", *self.settings))
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}{settings}"
+        _pg_ctl(self.folder, "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self, how: str) -> None:
+        """`fast` disconnects, `immediate` is a crash, `kill` is SIGKILL to the postmaster."""
+        if how != "kill":
+            _pg_ctl(self.folder, "-m", how, "stop")
+            return
+        postmaster = psutil.Process(int((self.folder / "postmaster.pid").read_text().split()[0]))
+        family = [postmaster, *postmaster.children()]
+        postmaster.kill()
+        # Its children notice by themselves; before the last is gone, no server starts on the data.
+        assert not psutil.wait_procs(family, _STOP_SECONDS)[1]
 
     def uri(self, database: str, user: str = "shop", port: int | None = None) -> str:
         """What `--source` takes."""
@@ -135,24 +156,37 @@ def _pg_ctl(folder: Path, *arguments: str) -> None:
         pytest.fail(f"pg_ctl {arguments[-1]}: {output.read_text()}\n{(folder / 'log').read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
-    """A private server on a free port: the binaries of the embedded one, by TCP with SCRAM passwords."""
+@contextlib.contextmanager
+def _serve(*settings: str) -> Iterator[PostgreSQL]:
     # A socket's path must be short; pytest's folders are not.
     with tempfile.TemporaryDirectory(prefix="beamrec-pg-") as home:
         folder = Path(home) / "data"
         embedded.ensure_running(folder)  # makes the data folder and gives it to the right user
         embedded.stop_server(folder)
         (folder / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
-        server = PostgreSQL(folder, _free_port())
-        options = f"-h 127.0.0.1 -p {server.port} -k {folder} -c fsync=off"
-        _pg_ctl(folder, "-l", str(folder / "log"), "-o", options, "start")
+        server = PostgreSQL(folder, _free_port(), settings)
+        server.start()
         try:
             users = (f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in ("shop", "reader"))
             server.execute(*users)
             yield server
         finally:
-            _pg_ctl(folder, "-m", "immediate", "stop")
+            if (folder / "postmaster.pid").exists():
+                server.stop("immediate")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A private server on a free port: the binaries of the embedded one, by TCP with SCRAM passwords."""
+    with _serve() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unsteady_postgresql() -> Iterator[PostgreSQL]:
+    """A server of the module's own, to be stopped and started again; it knows when each row was committed."""
+    with _serve("track_commit_timestamp=on", "max_connections=20") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
