@@ -1,10 +1,14 @@
 """Recommendations of a batch of events: one look-up, one inference, one product; the loop's and Bytewax's."""
 
 import datetime as dt
+import os
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+# Its threads wait for each other in a loop, and share the cores with server and broker: unless it is set,
+# one. On two busy cores two took several times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import psycopg
 from records import Neighbours, Served, recommended, similar
@@ -15,24 +19,42 @@ from user_tower import UserTower, is_usable
 __all__ = ["BatchRecommender", "best_items"]
 
 _FRESH_SECONDS = 1.0
+_CHUNK_ITEMS = 512
 _BLOCK_BYTES = 32 * 2**20  # of scores at a time: 500 users and 200,000 items would be 400 MB
 
 
 def best_items(users: np.ndarray, items: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores of the items of highest inner product, best first: each [len(users), count]."""
-    count = min(count, len(items))
+    """Rows and scores of the items of highest inner product, best first: each [len(users), count].
+
+    The best `count` of all stand in those `count` chunks of items whose highest scores are highest: so few
+    scores are put in order, which is three times as fast as `argpartition` of 200,000.
+    """
+    count, chunk = min(count, len(items)), min(_CHUNK_ITEMS, len(items))
+    chunks = -(-len(items) // chunk)
+    size = max(1, _BLOCK_BYTES // (4 * len(items)))
+    room = np.full((min(size, len(users)), chunks * chunk), -np.inf, np.float32)
     places = np.empty((len(users), count), np.int64)
     scores = np.empty((len(users), count), np.float32)
-    size = max(1, _BLOCK_BYTES // (4 * len(items)))
     for start in range(0, len(users), size):
         block = slice(start, start + size)
-        products = users[block] @ items.T
-        found = np.argpartition(products, len(items) - count, axis=1)[:, len(items) - count :]
-        found_scores = np.take_along_axis(products, found, axis=1)
-        order = np.argsort(-found_scores, axis=1)
-        places[block] = np.take_along_axis(found, order, axis=1)
-        scores[block] = np.take_along_axis(found_scores, order, axis=1)
+        products = room[: len(users[block])]
+        np.matmul(users[block], items.T, out=products[:, : len(items)])
+        highest = products.reshape(len(products), chunks, chunk).max(axis=2)
+        first = chunk * _highest(highest, min(count, chunks))
+        near = (first[:, :, None] + np.arange(chunk)).reshape(len(products), -1)
+        values = np.take_along_axis(products, near, axis=1)
+        found = _highest(values, count)
+        order = np.argsort(-np.take_along_axis(values, found, axis=1), axis=1)
+        found = np.take_along_axis(found, order, axis=1)
+        places[block] = np.take_along_axis(near, found, axis=1)
+        scores[block] = np.take_along_axis(values, found, axis=1)
     return places, scores
+
+
+def _highest(values: np.ndarray, count: int) -> np.ndarray:
+    """Columns of the highest values of each row, in no order."""
+    first = values.shape[1] - count
+    return np.argpartition(values, first, axis=1)[:, first:]
 
 
 class BatchRecommender:
