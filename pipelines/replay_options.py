@@ -12,8 +12,9 @@ from beamrec.schemas.errors import UsageError
 
 __all__ = ["ReplayOptions", "parse_time", "stream_values", "which_replay"]
 
-# Where a stream reads and writes is not where a replay does; its environment must not say so either.
-_OTHERWISE = frozenset({"--input", "--output"})
+# Where a stream reads and writes is not where a replay does; its environment must not say so either. A replay
+# ends, so nobody has to watch it.
+_OTHERWISE = frozenset({"--input", "--output", "--metrics-port", "--metrics-host"})
 _OWN = (
     "errors",
     "stage",
