@@ -7,6 +7,7 @@ import decimal
 import json
 import random
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from beamrec.io.postgres import connect, resolve_uri
 from beamrec.pipelines.batch_training import run
 from beamrec.pipelines.console import Console
 from beamrec.schemas.shop import Shop
@@ -258,6 +260,64 @@ def test_single_clicks_are_served_with_the_history_of_their_visit(
     check_clicks(job, sent)
 
 
+OWN_RULE = """
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class LongestFirst:
+    def __init__(self, column):
+        self.columns = (column,)
+
+    def __call__(self, candidates):
+        minutes = candidates.column(self.columns[0]).fill_null(0)
+        return pc.array_sort_indices(minutes, order="descending")
+"""
+RULES = """
+[[rules]]
+kind = "already_bought"
+
+[[rules]]
+kind = "python"
+name = "longest first"
+factory = "films_rules:LongestFirst"
+options = { column = "minutes" }
+
+[[rules]]
+kind = "diversity"
+column = "genre"
+most = 2
+"""
+
+
+def test_a_rule_of_its_own_ranks_by_toml_alone(
+    stream_job: Callable[..., Any], film_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "films_rules.py").write_text(OWN_RULE)
+    (tmp_path / "rules.toml").write_text(RULES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = film_home / "films.db"
+    options = (f"--shop={SHOP}", f"--rules={tmp_path}/rules.toml", f"--source=sqlite:///{path}", "--explain")
+    job = stream_job(*options, "--runner=direct", "--stop-when-idle=2", home=film_home)
+    append(job, "a", clicks(60))
+    result = job.start().finish()
+    assert (result["ok"], result["out"]) == (True, 60), result
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        films = {str(film): (genre, minutes or 0) for film, genre, minutes in connection.execute(
+            "SELECT film_no, genre, minutes FROM films")}  # fmt: skip
+        starred = {(who, str(film)) for who, film in connection.execute("SELECT who, film FROM stars")}
+    moved = set()
+    for _, record in job.visible():
+        items = [item["id"] for item in record["recommended_items"]]
+        assert len(set(items)) == 5
+        minutes = [films[item][1] for item in items]
+        assert minutes == sorted(minutes, reverse=True)
+        assert max(collections.Counter(films[item][0] for item in items).values()) <= 2
+        assert not {(record["viewer"], item) for item in items} & starred
+        moved |= {move["rule"] for item in record["recommended_items"] for move in item["reason"]["rules"]}
+    assert {"already_bought", "longest first"} <= moved
+
+
 @pytest.mark.faults
 def test_the_history_of_a_visit_survives_a_kill_on_prism(
     stream_job: Callable[..., Any], film_home: Path
@@ -274,3 +334,75 @@ def test_the_history_of_a_visit_survives_a_kill_on_prism(
     result = job.start("--stop-when-idle=4").finish()
     assert result["ok"], result
     check_clicks(job, sent)
+
+
+class Visits:
+    """Clicks of a few visits in lots, out of order within a lot and across lots, one in ten sent twice."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw, self._number = random.Random(seed), 0
+        self._kept: dict[str, list[tuple[str, str, int]]] = collections.defaultdict(list)
+        self._last: list[dict[str, Any]] = []
+        self.before: dict[str, list[int]] = {}
+        self.films: dict[str, int] = {}
+
+    def lot(self, count: int) -> list[dict[str, Any]]:
+        """The next clicks, of the last minute; what each is served with is known then."""
+        clicks = [self._click() for _ in range(count)]
+        again = self._draw.sample([*clicks, *self._last], count // 10)
+        self._last = clicks
+        for click in clicks:
+            self._kept[click["visit"]].append((click["event_time"], click["event_id"], click["film"]))
+        length = Shop.from_toml(SHOP).events.history_length
+        for click in clicks:
+            now = click["event_time"], click["event_id"]
+            earlier = [film for *when, film in sorted(self._kept[click["visit"]]) if tuple(when) < now]
+            self.before[click["event_id"]] = earlier[-length:]
+            self.films[click["event_id"]] = click["film"]
+        return self._draw.sample([*clicks, *again], len(clicks) + len(again))
+
+    def _click(self) -> dict[str, Any]:
+        self._number += 1
+        when = dt.datetime.now(dt.UTC) - dt.timedelta(milliseconds=self._draw.randrange(60_000))
+        return {
+            "event_id": f"{self._draw.getrandbits(32):08x}-{self._number}",
+            "event_time": when.isoformat(timespec="microseconds"),
+            "visit": f"order-{self._draw.randrange(6)}",
+            "viewer": "viewer 7",
+            "town": "Oslo",
+            "film": self._draw.randrange(1, 46),
+        }
+
+
+def kept_clicks(home: Path) -> dict[str, list[int]]:
+    """What the store says that each click of those visits was served with."""
+    with (
+        contextlib.closing(connect(resolve_uri("embedded:", home))) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SELECT event_id, products FROM beamrec.session_clicks WHERE session LIKE 'order-%'")
+        return {event_id: [int(product) for product in products] for event_id, products in cursor}
+
+
+@pytest.mark.faults
+def test_clicks_out_of_order_have_the_history_of_a_plain_answer_over_kills(
+    stream_job: Callable[..., Any], film_home: Path
+) -> None:
+    visits, draw = Visits(seed=8), random.Random(9)
+    job = stream_job(f"--shop={SHOP}", "--window-seconds=2", "--max-delay=1", home=film_home).start()
+    for number in range(6):
+        append(job, f"{number}", visits.lot(80))
+        if number in (1, 3):
+            # Before, while or after it keeps the clicks; what comes next is sent when these are visible.
+            time.sleep(draw.uniform(0, 3))
+            job.kill()
+            job.start()
+        job.wait_for(len(visits.before))
+    result = job.interrupt()
+    assert (result["in"], result["out"], result["duplicates"]) == (6 * 88, 6 * 80, 6 * 8), result
+    assert kept_clicks(film_home) == visits.before
+    for _, record in job.visible():
+        event_id = record["event_id"]
+        served = dict.fromkeys([*visits.before[event_id], visits.films[event_id]])
+        known = [str(film) for film in served if 4 <= film <= 40]
+        assert [similar["product_code"] for similar in record["similar_items"]] == known, record
