@@ -37,7 +37,7 @@ class BatchOptions(VerbOptions):
         add("--source-secret", help="where its password is, if not in the environment [URI]")
         add("--output", default=default("output"), help="output folder: a path, s3:// or gs:// [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
-        add("--runner", default="direct", help="direct, prism, dataflow, or a Beam runner's own name")
+        add("--runner", default="direct", help="direct, prism, flink, dataflow, or a Beam runner's own name")
         add("--readers", type=int, default=2, help="connections that read at a time [connections]")
         add(
             "--range-rows",

@@ -77,7 +77,7 @@ class StreamOptions(VerbOptions):
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
         add("--vector-db-secret", help="where its password is, if not in the environment [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
-        add("--runner", default="prism", help="prism, direct, dataflow, or a Beam runner's own name")
+        add("--runner", default="prism", help="prism, direct, flink, dataflow, or a Beam runner's own name")
         add(
             "--window-seconds",
             type=int,

@@ -1,7 +1,6 @@
 """`flink`: Beam's Flink runner on a cluster of its own, or on the local one of `make flink-up`."""
 
 import contextlib
-import os
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
@@ -127,7 +126,7 @@ def _start(job: Job, beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
     options, cluster = beam_options(beam_args), _cluster(beam_args)
     preset = list(_STREAMING) if job.streaming else []
     if not options["environment_type"]:
-        pool = cluster.pool if cluster else os.environ.get("BEAMREC_FLINK_POOL", _POOL)
+        pool = cluster.pool if cluster else _POOL
         preset += ["--environment_type=EXTERNAL", f"--environment_config={pool}"]
     runner = "PortableRunner"
     if cluster:
