@@ -71,15 +71,16 @@ class InFlight:
 
     def close_at(self) -> int | None:
         """Where the window of the newest row ends [µs], if so much waits that it has to close early."""
-        if self._bytes > self._max_bytes and self._looked() and self._bytes > self._max_bytes:
-            return max(self._windows)
-        return None
+        if self._bytes > self._max_bytes:
+            self._look()
+        return max(self._windows) if self._bytes > self._max_bytes else None
 
     def too_much(self, watermark_us: int | None) -> bool:
         """Whether to read no more for now: closed windows hold all there is room for, or much for a while."""
         much = int(_CLOSED_SHARE * self._max_bytes)
         closed = self._closed(watermark_us, much)
-        if closed > much and self._looked():
+        if closed > much:
+            self._look()
             closed = self._closed(watermark_us, much)
         if closed <= much:
             self._since = None
@@ -93,23 +94,22 @@ class InFlight:
             return 0
         return sum(window.bytes for end, window in self._windows.items() if end <= watermark_us)
 
-    def _looked(self) -> bool:
-        """Lets go of what has its fate by now; False if that could not be told, or was a moment ago."""
+    def _look(self) -> None:
+        """Lets go of what has its fate by now; at most once a second, and not where that cannot be told."""
         if time.monotonic() < self._next_look:
-            return False
+            return
         self._next_look = time.monotonic() + _LOOK_SECONDS
         try:
             # Only where much is emitted: it keeps what is open of every source.
             self._books = self._books or Books(self._store)
             self._books.update()
         except UnavailableError:
-            return False
+            return
         for end in [end for end, window in self._windows.items() if self._is_done(window)]:
             self._bytes -= self._windows.pop(end).bytes
-        return True
 
     def _is_done(self, window: _Window) -> bool:
-        assert self._books is not None  # noqa: S101  (made by `_looked`)
+        assert self._books is not None  # noqa: S101  (made by `_look`)
         sources = self._books.sources
         return all(
             source in sources and sources[source].has_fate(*interval)
