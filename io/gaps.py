@@ -9,10 +9,9 @@ import hashlib
 import json
 import logging
 
-from apache_beam.metrics import Metrics
-
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError
+from beamrec.transforms import metrics
 
 __all__ = ["Gap", "count_gaps", "note_gap", "read_gaps"]
 
@@ -42,15 +41,15 @@ class Gap:
 def note_gap(store: Store, gap: Gap) -> bool:
     """Keeps a gap and says it in the log; False if it was kept before.
 
-    Counted by the metrics `source/gaps` and, as far as known, `source/lost_records`.
+    Counted by the metrics `gaps` and, as far as known, `lost_records`.
     """
     key = json.dumps([gap.source, gap.after, gap.since_us])
     path = f"{_FOLDER}/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if not store.create(path, json.dumps(dataclasses.asdict(gap)).encode()):
         return False
     _LOGGER.warning("%s: records are missing after position %d: %s", gap.source, gap.after, gap.reason)
-    Metrics.counter("source", "gaps").inc()
-    Metrics.counter("source", "lost_records").inc(gap.at_most or 0)
+    metrics.count("gaps", 1)
+    metrics.count("lost_records", gap.at_most or 0)
     return True
 
 

@@ -127,7 +127,7 @@ class LineProducer:
 
 class _SendDoFn(SendLinesDoFn):
     def __init__(self, address: Address) -> None:
-        super().__init__(address.where, "kafka", "sent", "the topic")
+        super().__init__(address.where, "kafka", "the topic")
         self._address = address
 
     def setup(self) -> None:

@@ -99,7 +99,7 @@ def _put(stream: Stream, records: list[_Record], stopped: threading.Event) -> No
 
 class _PutDoFn(SendLinesDoFn):
     def __init__(self, address: Address) -> None:
-        super().__init__(address.where, "kinesis", "put", "Kinesis")
+        super().__init__(address.where, "kinesis", "Kinesis")
         self._address = address
 
     def setup(self) -> None:

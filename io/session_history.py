@@ -15,7 +15,6 @@ import apache_beam as beam
 import numpy as np
 import psycopg2
 import pyarrow as pa
-from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
@@ -23,6 +22,7 @@ from beamrec.io.pgvector_schema import ensure_schema
 from beamrec.io.postgres import Database, Limits
 from beamrec.schemas.errors import RefusedError
 from beamrec.schemas.events import SESSION
+from beamrec.transforms import metrics
 
 __all__ = [
     "Click",
@@ -224,7 +224,7 @@ class _Clicks:
         most = self._removal_due(len(clicks))
         if most:
             removed = self._database.transaction(lambda c: remove_old_clicks(c, self._keep_hours, most))
-            Metrics.counter("session_history", "removed").inc(removed)
+            metrics.count("clicks_removed", removed)
         return found
 
     def _removal_due(self, kept: int) -> int:

@@ -19,7 +19,8 @@ __all__ = ["JobMetrics", "MetricsHistory", "latency", "read_metrics"]
 
 _SPLIT = re.compile(r"Split(\d+)")
 _RECENT_SECONDS = 60.0
-_LATENCIES = ("event_to_serving", "arrival_to_serving", "event_to_file", "arrival_to_file")
+_SINKS = ("serving", "file", "stream")
+_LATENCIES = tuple(f"{since}_to_{sink}" for sink in _SINKS for since in ("event", "arrival"))
 _TIMES = ("look_up", "inference", "search", "upsert", "commit")
 
 

@@ -28,7 +28,7 @@ def events(first: int, count: int) -> bytes:
         "country": f"Land of {CITY}",
         "credit_limit": LIMIT,
         "mail": SECRET[2],
-        "browse_history": [{"product_code": "S10_1678", "quantity": CITY, "in_shopping_cart": True}],
+        "browse_history": [{"product_code": "S10_1678", "quantity": "2", "in_shopping_cart": True}],
         "nested": {CITY: [CITY]},
     }
     numbers = range(first, first + count)
