@@ -22,6 +22,13 @@ class FlinkJobOptions(PipelineOptions):  # type: ignore[misc]
         add("--checkpointing_interval", type=int, help="Flink: time between checkpoints [ms]")
         add("--min_pause_between_checkpoints", type=int, help="Flink: least time between two [ms]")
         add("--checkpoint_timeout_millis", type=int, help="Flink: a checkpoint that takes longer fails [ms]")
+        add(
+            "--no_fail_on_checkpointing_errors",
+            dest="fail_on_checkpointing_errors",
+            action="store_false",
+            default=None,
+            help="Flink: a checkpoint that fails does not restart the job",
+        )
         add("--number_of_execution_retries", type=int, help="Flink: restarts of a job that fails")
         add("--execution_retry_delay", type=int, help="Flink: before such a restart [ms]")
         add("--state_backend", help="Flink: hashmap or rocksdb; the cluster's if not given")

@@ -68,6 +68,7 @@ def test_a_stream_checkpoints_keeps_its_checkpoints_and_has_small_bundles() -> N
     assert flink.max_bundle_time_mills <= 100
     assert flink.checkpointing_interval == 10_000
     assert flink.externalized_checkpoints_enabled
+    assert flink.fail_on_checkpointing_errors is False
     assert flink.retain_externalized_checkpoints_on_cancellation
     assert options.view_as(PortableOptions).environment_type == "EXTERNAL"
 
