@@ -5,7 +5,7 @@ seconds ago, and no series is kept here.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import start_http_server
 from prometheus_client.core import (
@@ -105,7 +105,7 @@ def _seconds(name: str) -> str:
     return f"{name.removesuffix('_us')}_seconds"
 
 
-def _cumulative(counts: dict[int, int]) -> list[tuple[str, float]]:
+def _cumulative(counts: Mapping[int, int]) -> list[tuple[str, float]]:
     """(upper bound in seconds, how many values up to it), as Prometheus has them."""
     found, below = [], 0
     for bucket, bound in enumerate([*(str(us / 1e6) for us in BOUNDS_US), "+Inf"]):
