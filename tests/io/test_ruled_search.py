@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline as Pipeline
 from apache_beam.testing.util import assert_that
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beamrec.io.pgvector import Catalogue, ReleaseStore
@@ -34,6 +34,7 @@ class Only:
 """
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.booleans(), max_size=12), max_size=6),
     st.lists(st.integers(0, 12), min_size=1, max_size=3).map(sorted),
@@ -71,6 +72,7 @@ def test_each_row_gets_what_the_first_search_that_fills_it_finds(
     assert short == sum(len(found) < items for found in expected)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32 - 1))
 def test_popular_items_are_put_where_their_score_belongs(seed: int) -> None:
     draw = np.random.default_rng(seed)

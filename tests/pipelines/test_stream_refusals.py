@@ -55,6 +55,8 @@ def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (["--output=s3://bucket/x", "--s3_secret_access_key=x"], "secrets|environment"),
         (["--max-file-mb=0"], "--max-file-mb: expected at least 1"),
         (["--runner=nosuch"], "expected direct, prism or one of Beam's own"),
+        (["--explain", "--output-shape=course"], "no room for reasons"),
+        (["--rules=nosuch.toml"], "--rules nosuch.toml: cannot be read"),
         (["--nosuch=1"], "nosuch"),
         (["--vector-db=postgresql://u:p@h/db"], "holds a password"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beamrec.schemas.errors import BeamrecError, UsageError
@@ -124,6 +124,7 @@ def obvious(shop: dict[str, Any], row: int, rules: list[str]) -> list[tuple[str,
     ]
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shops(), rule_names, st.integers(1, 6))
 def test_the_rules_leave_what_a_loop_over_items_leaves(
     shop: dict[str, Any], rules: list[str], items: int
@@ -148,6 +149,7 @@ def test_the_rules_leave_what_a_loop_over_items_leaves(
     )
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shops(), st.booleans())
 def test_similar_items_are_left_to_the_rules_that_ask_for_them(shop: dict[str, Any], asked: bool) -> None:
     specs = (spec("in_stock", column="stock", similar=asked), SPECS["diversity"], SPECS["already_bought"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beamrec.io.segment_files import SegmentFormat, write_segment
@@ -56,6 +56,7 @@ def nearest(row: dict[str, Any], item: str) -> float | None:
     return min(found, default=None)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(rows, max_size=4), st.sampled_from(["user_tower", "stored_vector"]))
 def test_reasons_are_those_of_a_loop_over_items(given_: list[dict[str, Any]], vector_of: str) -> None:
     moves = [{"rule": "in_stock", "from": 3, "to": 2}]
@@ -82,6 +83,7 @@ def test_reasons_are_those_of_a_loop_over_items(given_: list[dict[str, Any]], ve
                 assert item["id"] in row["similar"][product][0]
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(rows, max_size=4))
 def test_without_rules_the_rank_is_the_place(given_: list[dict[str, Any]]) -> None:
     ranked = pa.array([[{"id": key, "score": 0.5} for key in row["ranked"]] for row in given_], CANDIDATES)
