@@ -3,13 +3,21 @@
 import collections
 import datetime as dt
 import json
+import os
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from beamrec.io.dead_letters import Wanted
+from beamrec.io.lease import Lease
 from beamrec.io.ledger import account
-from beamrec.io.store import LocalStore
+from beamrec.io.replays import Chosen, choose, keep
+from beamrec.io.shard_log import finish_publications
+from beamrec.io.store import LocalStore, open_store
 from beamrec.pipelines import replay, streaming_recommend
 from beamrec.pipelines.console import Console
 from beamrec.schemas.errors import UsageError
@@ -79,10 +87,11 @@ ALL = [*GOOD, *MENDED, *NAMELESS, *HOPELESS, *OLD]
 class Folder:
     """An input and an output folder, on which `stream` and `replay` run in this process."""
 
-    def __init__(self, root: Path, home: Path) -> None:
+    def __init__(self, root: Path, home: Path, output: str = "") -> None:
         self.input, self.output = root / "in", root / "out"
         self.input.mkdir(exist_ok=True)
-        self._root, self._home = root, home
+        self._uri = output or str(self.output)
+        self.home, self._root = home, root
 
     def write(self, name: str, lines: list[bytes]) -> None:
         """An event file."""
@@ -90,15 +99,15 @@ class Folder:
 
     def stream(self, event_time: str, *options: str) -> dict[str, Any]:
         """`beamrec stream` until it is idle, of a shop whose time is in that field."""
-        argv = [f"--input={self.input}", f"--output={self.output}", "--stop-when-idle=1", "--runner=direct"]
+        argv = [f"--input={self.input}", f"--output={self._uri}", "--stop-when-idle=1", "--runner=direct"]
         return streaming_recommend.run(
-            [*argv, shop(self._root, event_time), *options], Console(home=self._home)
+            [*argv, shop(self._root, event_time), *options], Console(home=self.home)
         )
 
     def replay(self, *options: str, of: str = "", event_time: str = "when") -> dict[str, Any]:
         """`beamrec replay --errors` of the folder or of what is below it."""
-        argv = [f"--errors={self.output}{of}", shop(self._root, event_time), "--runner=direct"]
-        return replay.run([*argv, *options], Console(home=self._home))
+        argv = [f"--errors={self._uri}{of}", shop(self._root, event_time), "--runner=direct"]
+        return replay.run([*argv, *options], Console(home=self.home))
 
     def visible(self) -> list[tuple[str, dict[str, Any]]]:
         """(hour folder, record) of every recommendation."""
@@ -116,14 +125,23 @@ class Folder:
         ]
 
 
-@pytest.fixture
-def broken(trained: Any, tmp_path: Path) -> Folder:
+@pytest.fixture(scope="module")
+def streamed(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A shop that had the wrong time field; two of its dead letters were sent again in another form."""
-    folder = Folder(tmp_path, trained.home)
+    folder = Folder(tmp_path_factory.mktemp("streamed"), trained.home)
     folder.write("a", ALL)
     folder.write("b", AGAIN)
     result = folder.stream("ts")
     assert (result["in"], result["out"], result["dead_letters"], result["expired"]) == (64, 22, 39, 3)
+    return folder
+
+
+@pytest.fixture
+def broken(streamed: Folder, tmp_path: Path) -> Folder:
+    """That shop's output folder, for one test."""
+    shutil.copytree(streamed.output, tmp_path / "out")
+    folder = Folder(tmp_path, streamed.home)
+    folder.input = streamed.input
     return folder
 
 
@@ -199,3 +217,107 @@ def test_the_stream_goes_on_with_the_mended_shop_and_not_with_the_old_one(broken
     result = broken.stream("when")
     assert (result["in"], result["out"], result["expired"]) == (65, 54, 4)
     whole(broken)
+
+
+def test_only_what_is_meant_is_replayed_and_nothing_is_too_late_for_it(broken: Folder) -> None:
+    def letters(**options: Any) -> int:
+        return int(broken.replay("--dry-run", *options.pop("argv", ()), **options)["letters"])
+
+    seen = dt.datetime.fromisoformat(broken.errors()[0]["first_seen"])
+    hour = f"/year={seen:%Y}/month={seen:%m}/day={seen:%d}"
+    assert letters(argv=["--error-type=json_invalid"]) == 5
+    assert letters(argv=["--stage=parse", "--stage=expired"]) == 42
+    assert letters(argv=[f"--to={NOW.isoformat()}"]) == letters(argv=["--stage=elsewhere"]) == 0
+    assert letters(argv=[f"--from={NOW.isoformat()}"]) == 39
+    assert letters(of=f"/errors/parse{hour}") + letters(of="/errors/parse/year=2001") == 39
+    files = sorted(broken.output.rglob("*"))
+    done = broken.replay(of="/errors/expired")
+    assert (done["replayed"]["letters"], done["replayed"]["visible"]) == (3, 3)
+    assert whole(broken) == collections.Counter(read=64, visible=25, dead=39, duplicate=0, expired=0)
+    placed = {record["event_id"]: hour for hour, record in broken.visible()}
+    folder = f"year={THEN:%Y}/month={THEN:%m}/day={THEN:%d}/hour={THEN:%H}"
+    assert {placed[f"old{n}"] for n in range(3)} == {folder}
+    assert len(files) < len(sorted(broken.output.rglob("*")))
+    rest = broken.replay()
+    assert (rest["replayed"]["letters"], rest["replayed"]["ever"], rest["mended"]) == (39, 42, [])
+    whole(broken)
+
+
+def test_a_replay_that_was_killed_when_it_had_chosen_goes_on(broken: Folder) -> None:
+    store = LocalStore(broken.output)
+    chosen = [
+        Chosen(file, tuple(line for line, _ in letters))
+        for file, letters in choose(store, Wanted(error_types=frozenset({"event_time_invalid"})))
+    ]
+    keep(store, chosen)
+    assert whole(broken)["dead"] == 39
+    done = broken.replay("--error-type=nothing")
+    assert (done["replayed"]["letters"], done["replayed"]["visible"], done["replayed"]["left"]) == (34, 32, 0)
+    whole(broken)
+
+
+def test_a_folder_that_a_job_writes_to_is_not_replayed(broken: Folder) -> None:
+    with (
+        Lease(LocalStore(broken.output), "stream-1"),
+        pytest.raises(UsageError, match=r"run stream-1 .* is writing"),
+    ):
+        broken.replay()
+    assert account(LocalStore(broken.output)).replayed == 0
+
+
+def test_a_replay_in_a_bucket(trained: Any, tmp_path: Path, s3: Any) -> None:
+    folder = Folder(tmp_path, trained.home, output=s3.uri)
+    folder.write("a", [*GOOD, *MENDED, b"no event"])
+    assert folder.stream("ts")["dead_letters"] == 31
+    base, _, options = s3.uri.partition("?")
+    argv = [f"--errors={base}/errors/parse?{options}", shop(tmp_path, "when"), "--runner=direct"]
+    done = replay.run(argv, Console(home=trained.home))
+    assert done["replayed"] | {"ever": 0} == {
+        "letters": 31, "visible": 30, "dead_letters": 1, "duplicates": 0, "left": 0, "ever": 0
+    }  # fmt: skip
+    found = account(open_store(s3.uri))
+    assert found.reconciled
+    assert (found.counts.records_in, found.counts.out, found.counts.dead_letters) == (51, 50, 1)
+
+
+HOURS = 12 if os.environ.get("BEAMREC_FAULTS") == "short" else 60
+KILLS = 2 if os.environ.get("BEAMREC_FAULTS") == "short" else 8
+
+
+@pytest.mark.faults
+def test_a_replay_that_is_killed_again_and_again_gives_each_letter_one_fate(
+    stream_job: Callable[..., Any], trained: Any, tmp_path: Path
+) -> None:
+    folder = Folder(tmp_path, trained.home)
+    for hour in range(HOURS):
+        lines = [event(f"e{hour}-{n}", ts=n, when=THEN.isoformat()) for n in range(40)]
+        folder.write(f"{hour}", [*lines, b"no event"])
+        written = (NOW - dt.timedelta(hours=hour)).timestamp()
+        os.utime(folder.input / f"{hour}.jsonl", (written, written))
+    assert folder.stream("ts")["dead_letters"] == 41 * HOURS
+    store, job = LocalStore(folder.output), stream_job(shop(tmp_path, "when"))
+    in_the_middle = 0
+    for _ in range(KILLS):
+        before = commits(store)
+        job.start_replay()
+        while job.running and commits(store) < before + 3:
+            time.sleep(0.002)
+        job.kill()
+        finish_publications(store)
+        found = account(store)
+        assert found.reconciled, found
+        in_the_middle += 0 < found.waiting < 41 * HOURS
+        whole(folder)
+    assert in_the_middle > 0, "it was done before it was killed"
+    result = job.start_replay().finish()
+    assert result["ok"], result
+    assert (result["replayed"]["left"], result["replayed"]["ever"]) == (0, 41 * HOURS)
+    expected = {"read": 41 * HOURS, "visible": 40 * HOURS, "dead": HOURS, "duplicate": 0, "expired": 0}
+    assert whole(folder) == collections.Counter(expected)
+    ids = sorted(record["event_id"] for _, record in folder.visible())
+    assert ids == sorted(f"e{hour}-{n}" for hour in range(HOURS) for n in range(40))
+
+
+def commits(store: LocalStore) -> int:
+    """How many entries the logs of the shards have."""
+    return sum(1 for _ in (store.root / "_ledger" / "fates").glob("*/*.arrow"))
