@@ -26,8 +26,8 @@ _STREAMING = (
     # Checkpoints grow until the job is restarted (docs/runners.md): a slow one must not crowd out the work.
     "--min_pause_between_checkpoints=5000",
     "--checkpoint_timeout_millis=300000",
-    # On a starved machine the first checkpoint expired, and restarted a job that was well. Without one nothing
-    # is lost.
+    # On a starved machine the first checkpoint expired and restarted a job that was well; without any,
+    # nothing is lost.
     "--no_fail_on_checkpointing_errors",
     # What `--savepoint_path` resumes from when the JobManager is lost with its memory.
     "--externalized_checkpoints_enabled",
