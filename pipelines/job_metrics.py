@@ -5,6 +5,7 @@ they answer are counts of finished bundles (Prism, Dataflow) or of attempts (Fli
 """
 
 import collections
+import contextlib
 import dataclasses
 import re
 import time
@@ -15,7 +16,7 @@ from apache_beam.metrics import MetricsFilter
 
 from beamrec.schemas.metrics import METRICS, NAMESPACE, bucket_of, percentile, sum_name
 
-__all__ = ["JobMetrics", "MetricsHistory", "latency", "read_metrics"]
+__all__ = ["JobMetrics", "MetricsHistory", "latency", "read_metrics", "tell_prometheus"]
 
 _SPLIT = re.compile(r"Split(\d+)")
 _RECENT_SECONDS = 60.0
@@ -199,3 +200,15 @@ class MetricsHistory:
             "watermark_lag_seconds": last.lags(),
             "release": self._release,
         }
+
+
+def tell_prometheus(
+    history: MetricsHistory, port: int | None, host: str
+) -> contextlib.AbstractContextManager[int | None]:
+    """`serve_metrics`, where a port was asked for."""
+    if port is None:
+        return contextlib.nullcontext()
+    # Imported here: a job that nobody scrapes needs no server.
+    from beamrec.pipelines.prometheus import serve_metrics
+
+    return serve_metrics(history, port, host)

@@ -115,8 +115,8 @@ def _cumulative(counts: Mapping[int, int]) -> list[tuple[str, float]]:
 
 
 @contextlib.contextmanager
-def serve_metrics(history: MetricsHistory, port: int | None, host: str = "127.0.0.1") -> Iterator[int | None]:
-    """Answers `GET /metrics` while in the `with` block; yields the port, None if none was asked for.
+def serve_metrics(history: MetricsHistory, port: int, host: str = "127.0.0.1") -> Iterator[int]:
+    """Answers `GET /metrics` while in the `with` block; yields the port.
 
     Args:
       port: 0 takes any that is free.
@@ -124,9 +124,6 @@ def serve_metrics(history: MetricsHistory, port: int | None, host: str = "127.0.
     Raises:
       UsageError: the port is taken, or the host is not this machine's.
     """
-    if port is None:
-        yield None
-        return
     registry = CollectorRegistry()
     registry.register(JobCollector(history))
     try:

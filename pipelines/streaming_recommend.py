@@ -34,9 +34,8 @@ from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.job import run_job
-from beamrec.pipelines.job_metrics import MetricsHistory, latency
+from beamrec.pipelines.job_metrics import MetricsHistory, latency, tell_prometheus
 from beamrec.pipelines.placement import place_job
-from beamrec.pipelines.prometheus import serve_metrics
 from beamrec.pipelines.stream_rules import RULE_OPTIONS, add_rule_options, load_rules, search
 from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.runners.preset import Job, Preset, ReadSettings, check_runner, find_preset, launch
@@ -355,7 +354,7 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
             build(pipeline, config.on(preset), preset.read)
             if not preset.streams:
                 console.status(f"--runner {runner} writes nothing before its input ends")
-            with serve_metrics(history, config.metrics_port, config.metrics_host):
+            with tell_prometheus(history, config.metrics_port, config.metrics_host):
                 run_job(pipeline, store, config.run, console, history)
         finish_publications(store)
         found = account(store)

@@ -89,11 +89,6 @@ def test_a_taken_port_is_wrong_usage() -> None:
             pass
 
 
-def test_no_port_opens_nothing() -> None:
-    with serve_metrics(history(), None) as port:
-        assert port is None
-
-
 def test_the_release_in_use_is_the_one_that_grew_last_and_stays_while_nothing_grows() -> None:
     made = history()
     assert made.release == "r2"
