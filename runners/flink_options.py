@@ -31,6 +31,7 @@ class FlinkJobOptions(PipelineOptions):  # type: ignore[misc]
         )
         add("--number_of_execution_retries", type=int, help="Flink: restarts of a job that fails")
         add("--execution_retry_delay", type=int, help="Flink: before such a restart [ms]")
+        add("--shutdown_sources_after_idle_ms", type=int, help="Flink: end a quiet source after this [ms]")
         add("--state_backend", help="Flink: hashmap or rocksdb; the cluster's if not given")
         add("--state_backend_storage_path", help="Flink: where checkpoints are kept [URI]")
         add("--savepoint_path", help="Flink: checkpoint or savepoint to resume from [URI]")
