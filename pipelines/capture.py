@@ -120,15 +120,15 @@ def log_to_file(path: Path, terminal: TextIO, debug: bool, form: LogFormat = "te
     """Logs everything from INFO on to `path`, and what goes to descriptors 1 and 2 as well.
 
     On `terminal`, which must not be a redirected descriptor (`own_stream`), only our own warnings appear.
-    With `debug` the descriptors stay as they are and the terminal shows the log too. With JSON lines what
-    goes to the descriptors, which has no such form, goes to the file `output` beside `path`.
+    With `debug` the terminal shows the log too, and the descriptors stay as they are. With JSON lines what
+    goes to the descriptors, which has no such form, always goes to the file `output` beside `path`.
     """
     _flush()
     lines = formatter(form, path.parent.name)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_append(path))
         shown = _shown(terminal, lines, debug)
-        if not debug:
+        if not debug or form == "json":
             output = stack.enter_context(_append(path.with_name("output"))) if form == "json" else log
             stack.enter_context(_descriptors(output.fileno(), 1, 2))
             stack.callback(_flush)
