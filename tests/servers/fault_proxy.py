@@ -2,8 +2,7 @@
 
 Half of the refusals come after the server has done what was asked: the client cannot tell the two apart.
 Conditional writes go one at a time: S3 decides them atomically, moto looks first and writes then.
-`GET /faults` tells how many refusals there were, `GET /faults/RATE` sets how many there are to be, and
-`GET /delay/SECONDS` how long each answer takes.
+`GET /faults` tells how many refusals there were, `GET /faults/RATE` sets how many there are to be.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import http.client
 import random
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -26,7 +24,6 @@ class Faults:
         self._lock = threading.Lock()
         self.rate = rate
         self.injected = 0
-        self.delay = 0.0
 
     def draw(self) -> str:
         """`before`, `after` or nothing."""
@@ -60,11 +57,6 @@ class Forward(BaseHTTPRequestHandler):
             self.faults.rate = float(self.path[8:] or self.faults.rate)
             self._answer(200, {}, str(self.faults.injected).encode())
             return
-        if self.path.startswith("/delay"):
-            self.faults.delay = float(self.path[7:])
-            self._answer(200, {}, b"0")
-            return
-        time.sleep(self.faults.delay)
         fault = self.faults.draw()
         if fault != "before":
             with self.conditional if self.headers.get("If-None-Match") else contextlib.nullcontext():

@@ -51,15 +51,6 @@ class S3Server:
             injected = self._ask("/faults/0") - before
         assert injected, "no request was refused: the test has shown nothing"
 
-    @contextlib.contextmanager
-    def slow(self, seconds: float) -> Iterator[None]:
-        """Every answer takes so long while in the block."""
-        self._ask(f"/delay/{seconds}")
-        try:
-            yield
-        finally:
-            self._ask("/delay/0")
-
     def objects(self, prefix: str = "") -> dict[str, int]:
         """Key → bytes of everything in the bucket, by another client than the one under test."""
         config = Config(s3={"addressing_style": "path"})
