@@ -13,7 +13,7 @@ from beamrec.schemas.errors import BeamrecError
 from beamrec.schemas.events import CANDIDATES, NEIGHBOURS, SIMILAR
 from beamrec.schemas.reasons import MOVES, RANKED
 from beamrec.schemas.rules import Facts, Rule, RuleSpec
-from beamrec.transforms.ranked_lists import ProductsOfRows, kept, lengths_of
+from beamrec.transforms.ranked_lists import ProductsOfRows, kept, lengths_of, ranks_of
 from beamrec.transforms.rule_kinds import open_rule
 
 __all__ = ["RankByRules", "apply_rules"]
@@ -43,18 +43,12 @@ def apply_rules(
     lists = np.asarray(candidates.column("list"))
     order = np.arange(len(lists))
     ranks = np.zeros((len(rules) + 1, len(lists)), np.int64)
-    ranks[0] = _ranks(lists)
+    ranks[0] = ranks_of(lists)
     for number, (name, rule) in enumerate(rules, 1):
         given = _given(candidates, products, getattr(rule, "columns", ()), order, ranks[number - 1])
         order = order[_chosen(name, rule, given)]
-        ranks[number, order] = _ranks(lists[order])
+        ranks[number, order] = ranks_of(lists[order])
     return order, ranks
-
-
-def _ranks(lists: _Ints) -> _Ints:
-    """Places from 1 in lists that ascend."""
-    ranks: _Ints = np.arange(1, len(lists) + 1) - np.searchsorted(lists, lists)
-    return ranks
 
 
 def _given(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["ProductsOfRows", "as_objects", "kept", "lengths_of", "sliced"]
+__all__ = ["ProductsOfRows", "as_objects", "kept", "lengths_of", "ranks_of", "sliced"]
 
 _Rows = npt.NDArray[np.int64]
 _Flags = npt.NDArray[np.bool_]
@@ -44,6 +44,14 @@ class ProductsOfRows:
 def lengths_of(lists: pa.ListArray) -> _Rows:
     """Entries of each list; a null has none."""
     return np.asarray(lists.value_lengths().fill_null(0).cast(pa.int64()))
+
+
+def ranks_of(groups: _Rows) -> _Rows:
+    """Places from 1 among equal neighbours: [3, 3, 5, 3] → [1, 2, 1, 1]."""
+    places = np.arange(len(groups))
+    begins = np.ones(len(groups), bool)
+    begins[1:] = groups[1:] != groups[:-1]
+    return places - np.maximum.accumulate(np.where(begins, places, 0)) + 1
 
 
 def kept(lists: pa.ListArray, flags: _Flags, most: int | None = None) -> pa.ListArray:

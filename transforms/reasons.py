@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from beamrec.schemas.events import CANDIDATES
 from beamrec.schemas.reasons import EXPLAINED, MOVES, POPULAR, TOWER, VECTOR_OF
-from beamrec.transforms.ranked_lists import lengths_of
+from beamrec.transforms.ranked_lists import lengths_of, ranks_of
 
 __all__ = ["explained"]
 
@@ -28,7 +28,7 @@ def explained(batch: pa.RecordBatch, ranked: pa.ListArray) -> pa.ListArray:
     lengths, entries = lengths_of(ranked), ranked.flatten()
     rows = np.repeat(np.arange(len(ranked)), lengths)
     if ranked.type == CANDIDATES:
-        ranks = pa.array(np.arange(1, len(rows) + 1) - np.searchsorted(rows, rows))
+        ranks = pa.array(ranks_of(rows))
         popular = np.zeros(len(rows), bool)
         moves = pa.array([[]] * len(rows), MOVES)
     else:

@@ -16,6 +16,7 @@ from beamrec.schemas.errors import UsageError
 from beamrec.schemas.feature import check_number, check_type
 from beamrec.schemas.rules import CANDIDATE_COLUMNS, Rule, RuleSpec
 from beamrec.transforms.numbers import to_float64
+from beamrec.transforms.ranked_lists import ranks_of
 
 __all__ = ["AlreadyBought", "Diversity", "InStock", "open_rule"]
 
@@ -81,9 +82,8 @@ class Diversity:
         codes = np.asarray(encoded.indices.fill_null(-1)).astype(np.int64)
         groups = np.asarray(candidates.column("list")) * (len(encoded.dictionary) + 1) + codes
         order = np.argsort(groups, kind="stable")
-        places = np.arange(len(order)) - np.searchsorted(groups[order], groups[order])
         flags: _Flags = codes < 0
-        flags[order] |= places < self.most
+        flags[order] |= ranks_of(groups[order]) <= self.most
         return flags
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beamrec.transforms.ranked_lists import ProductsOfRows, as_objects, kept, lengths_of, sliced
+from beamrec.transforms.ranked_lists import ProductsOfRows, as_objects, kept, lengths_of, ranks_of, sliced
 
 LISTS = pa.list_(pa.struct([("id", pa.string()), ("score", pa.float64())]))
 
@@ -30,6 +30,11 @@ def test_entries_are_kept_as_a_loop_would_keep_them(seed: int) -> None:
         found = kept(lists, flags, most)
         found.validate(full=True)
         assert found.to_pylist() == as_objects(found) == expected
+
+
+def test_ranks_begin_anew_with_each_run() -> None:
+    assert ranks_of(np.array([3, 3, 5, 3, 3, 3])).tolist() == [1, 2, 1, 1, 2, 3]
+    assert ranks_of(np.empty(0, np.int64)).tolist() == []
 
 
 @pytest.mark.parametrize("seed", range(20))
