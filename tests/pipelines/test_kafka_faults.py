@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from progress_fixtures import wait_for_more
 
 from beamrec.io.ledger import account, missing_segments
 from beamrec.io.store import LocalStore
@@ -21,10 +22,14 @@ SHORT = os.environ.get("BEAMREC_FAULTS") == "short"
 KILLS = 2 if SHORT else 5
 RECORDS = 3_000 if SHORT else 100_000
 A_SECOND = 200 if SHORT else 1_000
+PAUSE = 2 if SHORT else 4
 
 
 class Clicks(threading.Thread):
-    """Sends events at a steady rate to a random partition of those that there are, through every outage."""
+    """Sends events at a steady rate to a random partition of those that there are, through every outage.
+
+    When as many were sent as belong to the test they become few, until it is stopped.
+    """
 
     def __init__(self, kafka: Any, topic: str, partitions: int) -> None:
         super().__init__(daemon=True)
@@ -41,7 +46,8 @@ class Clicks(threading.Thread):
             topic_metadata_refresh_interval_ms="500",
         )
         while self.sent < RECORDS or not self._stopped.is_set():
-            for _ in range(A_SECOND // 20):
+            # Until the kills are over there is always something on its way, however slow the machine.
+            for _ in range(A_SECOND // 20 if self.sent < RECORDS else 1):
                 self._send(producer)
             producer.poll(0)
             time.sleep(0.05)  # not in `poll`, which returns at the first answer
@@ -77,7 +83,7 @@ class Clicks(threading.Thread):
 
 
 def test_killed_jobs_and_brokers_and_new_partitions_lose_and_double_nothing(
-    stream_job: Callable[..., Any], kafka: Any
+    stream_job: Callable[..., Any], kafka: Any, figures: Callable[..., None]
 ) -> None:
     topic, out = kafka.create_topic(3), kafka.create_topic(2)
     job = stream_job("--window-seconds=2", "--max-delay=1", "--splits=2", f"--also={kafka.uri(out)}")
@@ -85,27 +91,27 @@ def test_killed_jobs_and_brokers_and_new_partitions_lose_and_double_nothing(
     clicks = Clicks(kafka, topic, partitions=3)
     clicks.start()
     draw = random.Random(7)
-    seen = 0
     for kill in range(KILLS):
         job.start()
-        job.wait_for(seen + 1, timeout=300)
+        if kill % 2 == 0:
+            wait_for_more(job)
         kafka.add_partitions(topic, 3 + 2 * (kill + 1))
         clicks.partitions = 3 + 2 * (kill + 1)
-        time.sleep(draw.uniform(0, 4))
+        time.sleep(draw.uniform(0, PAUSE))
         if kill % 2 == 0:
             kafka.kill()
             time.sleep(draw.uniform(0, 2))
             kafka.start()
-            time.sleep(draw.uniform(0, 4))
+        time.sleep(draw.uniform(0, PAUSE))
         job.kill()
-        seen = len(job.visible())
-    job.start("--stop-when-idle=4")
+    job.start("--stop-when-idle=3")
     clicks.stop()
-    result = job.finish(timeout=600)
+    result = job.finish(timeout=900)
     assert result["ok"], result
     counted = collections.Counter(record["event_id"] for _, record in job.visible())
-    assert [f"e{n}" for n in range(clicks.sent) if f"e{n}" not in counted] == []
-    assert [event for event, times in counted.items() if times != 1] == []
+    lost = [f"e{n}" for n in range(clicks.sent) if f"e{n}" not in counted]
+    twice = [event for event, times in counted.items() if times != 1]
+    assert (lost, twice) == ([], [])
     store = LocalStore(job.output)
     found = account(store)
     assert found.reconciled, found
@@ -114,6 +120,15 @@ def test_killed_jobs_and_brokers_and_new_partitions_lose_and_double_nothing(
     sent = {key.decode() for _, key, _ in kafka.records(out)}
     assert [event for event in counted if event not in sent] == [], "out to Kafka it goes at least once"
     behind_fates(kafka, topic)
+    figures(
+        records=clicks.sent,
+        kills_of_the_job=KILLS,
+        kills_of_the_broker=(KILLS + 1) // 2,
+        partitions=f"3 to {clicks.partitions}",
+        lost=len(lost),
+        visible_twice=len(twice),
+        counts=found.counts.to_dict(),
+    )
 
 
 def behind_fates(kafka: Any, topic: str) -> None:

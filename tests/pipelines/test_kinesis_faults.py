@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from progress_fixtures import wait_for_more
 
 from beamrec.io.ledger import account, missing_segments
 from beamrec.io.store import LocalStore
@@ -31,6 +32,7 @@ class Producer(threading.Thread):
         super().__init__(daemon=True)
         self._server, self._pack, self._random = server, pack, random.Random(11)
         self.sent = 0
+        self.put = {"by key": 0, "by explicit hash key": 0, "in aggregates": 0}
         self.reshardings: list[str] = []
 
     def run(self) -> None:
@@ -50,6 +52,8 @@ class Producer(threading.Thread):
         packed = events[2 * third :]
         self._server.put(*(self._pack(packed[first : first + 50]) for first in range(0, len(packed), 50)))
         self.sent += count
+        for kind, put in zip(self.put, (third, third, count - 2 * third), strict=True):
+            self.put[kind] += put
 
     def _event(self, number: int) -> bytes:
         customer = self._random.choice([103, 112, 999_999])
@@ -71,6 +75,7 @@ def test_killed_while_kinesis_is_resharded_and_refuses_calls(
     kinesis: Any,
     stream_job: Callable[..., Any],
     kpl_aggregate: Callable[[Sequence[bytes]], bytes],
+    figures: Callable[..., None],
 ) -> None:
     job = stream_job(f"--input={kinesis.uri()}", "--splits=2", "--window-seconds=2", "--max-delay=1")
     draw, producer = random.Random(7), Producer(kinesis, kpl_aggregate)
@@ -80,7 +85,7 @@ def test_killed_while_kinesis_is_resharded_and_refuses_calls(
         for kill in range(KILLS):
             job.start()
             if kill % 2 == 0:
-                wait_for_more(job, store)
+                wait_for_more(job)
             time.sleep(draw.uniform(0, 8))
             job.kill()
         producer.join()
@@ -88,8 +93,9 @@ def test_killed_while_kinesis_is_resharded_and_refuses_calls(
     assert result["ok"], result
     assert producer.reshardings == ["split", "merge", "split", "merge", "split"]
     after = kinesis.report()["kinds"]
+    injected = {kind: count - before.get(kind, 0) for kind, count in after.items()}
     for kind in ("ExpiredIteratorException", "ProvisionedThroughputExceededException"):
-        assert after.get(kind, 0) > before.get(kind, 0), f"no {kind}: the test has shown nothing"
+        assert injected.get(kind), f"no {kind}: the test has shown nothing"
     counted = collections.Counter(record["session_id"] for _, record in job.visible())
     sent = {f"s{number}" for number in range(producer.sent)}
     assert counted.keys() == sent, f"{len(sent - counted.keys())} lost"
@@ -98,11 +104,13 @@ def test_killed_while_kinesis_is_resharded_and_refuses_calls(
     assert found.reconciled, found
     assert found.counts.out == found.counts.records_in == RECORDS
     assert missing_segments(store) == []
-
-
-def wait_for_more(job: Any, store: LocalStore) -> None:
-    """Until more is visible than now, by the ledger."""
-    now, deadline = account(store).counts.out, time.monotonic() + 300
-    while account(store).counts.out == now:
-        assert time.monotonic() < deadline, job.log.read_text()[-3000:]
-        time.sleep(0.5)
+    figures(
+        records=producer.sent,
+        by_kind=producer.put,
+        kills=KILLS,
+        reshardings=producer.reshardings,
+        injected=injected,
+        lost=len(sent - counted.keys()),
+        visible_twice=sum(times > 1 for times in counted.values()),
+        counts=found.counts.to_dict(),
+    )
