@@ -76,9 +76,14 @@ class Alone:
         self._places = {key: place for place, key in enumerate(self._ids)}
         self._operator = manifest.distance
 
-    def check(self, record: dict[str, Any]) -> None:
+    def check(self, records: list[dict[str, Any]]) -> None:
+        events = build_features(_events(records), SHOP.customers.key, SHOP.user_features)
+        for record, vector in zip(records, self._served.vectors(events), strict=True):
+            self._check_one(record, vector)
+
+    def _check_one(self, record: dict[str, Any], vector: Any) -> None:
         viewed = {entry["product_code"] for entry in record["browse_history"]}
-        self._check_recommended(record, viewed)
+        self._check_recommended(record, viewed, vector)
         known = list(dict.fromkeys(entry["product_code"] for entry in record["browse_history"]))
         assert [entry["product_code"] for entry in record["similar_items"]] == known
         for entry in record["similar_items"]:
@@ -94,15 +99,14 @@ class Alone:
                 [item["distance"] for item in entry["similar_items"]], [d for _, d in wanted], rtol=1e-4
             )
 
-    def _check_recommended(self, record: dict[str, Any], viewed: set[str]) -> None:
-        vectors = self._served.vectors(build_features(_event(record), SHOP.customers.key, SHOP.user_features))
+    def _check_recommended(self, record: dict[str, Any], viewed: set[str], vector: Any) -> None:
         found = record["recommended_items"]
         assert len(found) == ITEMS
         assert not viewed & {item["id"] for item in found}
         if record["served_by"] == "popular":
-            assert not vectors[0].is_valid
+            assert not vector.is_valid
             return
-        scores = self._items.astype(np.float64) @ np.asarray(vectors[0].as_py())
+        scores = self._items.astype(np.float64) @ np.asarray(vector.as_py())
         rest = sorted(
             (scores[place] for key, place in self._places.items() if key not in viewed), reverse=True
         )
@@ -111,11 +115,15 @@ class Alone:
         np.testing.assert_allclose([item["score"] for item in found], of_ids, rtol=1e-4, atol=1e-6)
 
 
-def _event(record: dict[str, Any]) -> pa.RecordBatch:
-    payload = json.dumps(record).encode()
-    row = {"source": "file:a", "after": 0, "position": 1, "arrival": datetime.now(UTC), "payload": payload}
-    events, dead = parse_events(pa.RecordBatch.from_pylist([row], schema=RAW_EVENTS), SHOP)
+def _events(records: list[dict[str, Any]]) -> pa.RecordBatch:
+    row = {"source": "file:a", "arrival": datetime.now(UTC)}
+    rows = [
+        {**row, "after": number, "position": number + 1, "payload": json.dumps(record).encode()}
+        for number, record in enumerate(records)
+    ]
+    events, dead = parse_events(pa.RecordBatch.from_pylist(rows, schema=RAW_EVENTS), SHOP)
     assert dead.num_rows == 0
+    assert events.column("event_id").to_pylist() == [record["event_id"] for record in records]
     return events
 
 
@@ -129,7 +137,7 @@ def other(trained: Any, command_line: Callable[..., dict[str, Any]]) -> str:
     return str(result["release"])
 
 
-def wait_for_release(job: Any, release: str, seconds: float = 60) -> None:
+def wait_for_release(job: Any, release: str, seconds: float = 600) -> None:
     """Until a recommendation of that release is visible."""
     deadline = time.monotonic() + seconds
     while not any(record["release"] == release for _, record in job.visible()):
@@ -140,14 +148,14 @@ def wait_for_release(job: Any, release: str, seconds: float = 60) -> None:
 def wait_for_log(home: Path, text: str) -> None:
     """Until the log of the newest job holds it."""
     log = max((home / "runs").glob("stream-*/log"))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while text not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
 def test_every_list_is_of_the_release_that_it_names(
-    trained: Any, other: str, stream_job: Callable[..., Any]
+    trained: Any, other: str, stream_job: Callable[..., Any], figures: Callable[..., None]
 ) -> None:
     store = ReleaseStore(f"embedded:{trained.home}/pg")
     job = stream_job("--window-seconds=1", "--max-delay=0.5")
@@ -173,16 +181,21 @@ def test_every_list_is_of_the_release_that_it_names(
     assert collections.Counter(r["event_id"] for r in records) == {f"e{n}": 1 for n in range(shoppers.sent)}
     assert {record["release"] for record in records} == {trained.release, other}
     _check_all(store, records)
+    figures(
+        promotes_and_rollbacks=MOVES,
+        events=shoppers.sent,
+        lists_of_each_release=dict(collections.Counter(record["release"] for record in records)),
+        served_by=dict(collections.Counter(record["served_by"] for record in records)),
+    )
 
 
 def _check_all(store: ReleaseStore, records: list[dict[str, Any]]) -> None:
-    alone = {}
+    of_release: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for record in records:
-        release = record["release"]
-        if release not in alone:
-            found = store.release(release)
-            alone[release] = Alone(Path(found.uri), found.checksum)
-        alone[release].check(record)
+        of_release[record["release"]].append(record)
+    for release, of_it in of_release.items():
+        found = store.release(release)
+        Alone(Path(found.uri), found.checksum).check(of_it)
 
 
 def test_a_release_that_cannot_be_read_leaves_the_old_one_serving(
@@ -200,7 +213,7 @@ def test_a_release_that_cannot_be_read_leaves_the_old_one_serving(
         shutil.move(folder, hidden)
         store.promote(other, "test")
         wait_for_log(trained.home, f"release {other} is active but cannot serve here")
-        job.wait_for(len(job.visible()) + 100)
+        job.wait_for(len(job.visible()) + 100, timeout=600)
         assert {record["release"] for _, record in job.visible()} == {trained.release}
     finally:
         shoppers.stop()
