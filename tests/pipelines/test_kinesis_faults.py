@@ -77,7 +77,8 @@ def test_killed_while_kinesis_is_resharded_and_refuses_calls(
     kpl_aggregate: Callable[[Sequence[bytes]], bytes],
     figures: Callable[..., None],
 ) -> None:
-    job = stream_job(f"--input={kinesis.uri()}", "--splits=2", "--window-seconds=2", "--max-delay=1")
+    job = stream_job("--splits=2", "--window-seconds=2", "--max-delay=1")
+    job.input = kinesis.uri()
     draw, producer = random.Random(7), Producer(kinesis, kpl_aggregate)
     store, before = LocalStore(job.output), kinesis.report()["kinds"]
     producer.start()
