@@ -94,17 +94,19 @@ class StreamJob:
 
     def start(self, *options: str) -> "StreamJob":
         """Starts the job."""
-        return self._launch("stream", f"--input={self.input}", f"--output={self.output}", *options)
+        # The job's own options come later and win: another input, say.
+        places = (f"--input={self.input}", f"--output={self.output}")
+        return self._launch("stream", *places, *self._options, *options)
 
     def start_replay(self, *options: str) -> "StreamJob":
         """Starts `beamrec replay --errors` on the output of the job, with its options."""
-        return self._launch("replay", f"--errors={self.output}", *options)
+        return self._launch("replay", f"--errors={self.output}", *self._options, *options)
 
     def _launch(self, verb: str, *options: str) -> "StreamJob":
         command = [sys.executable, "-m", "beamrec.pipelines.cli", verb, "--json", f"--home={self.home}"]
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [*command, *self._options, *options],
+                [*command, *options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
