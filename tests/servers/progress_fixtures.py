@@ -12,5 +12,6 @@ def wait_for_more(job: Any, seconds: float = 900) -> None:
     store = LocalStore(job.output)
     now, deadline = account(store).counts.out, time.monotonic() + seconds
     while account(store).counts.out == now:
+        assert job.running, job.log.read_text()[-3000:]
         assert time.monotonic() < deadline, job.log.read_text()[-3000:]
         time.sleep(0.5)
