@@ -14,6 +14,8 @@ _NAMES = {name: getattr(errors, name) for name in errors.__all__}
 _WORKER = re.compile(
     rf"^(?:beamrec\.schemas\.errors\.)({'|'.join(_NAMES)}): (.*?)(?: \[while running .*\])?$", re.MULTILINE
 )
+# What PostgreSQL adds below its message.
+_FURTHER = re.compile(r"\s*(?:$|\^|(?:DETAIL|HINT|CONTEXT|QUERY|LINE \d+): )")
 _WHILE_RUNNING = re.compile(r" \[while running .*\]$", re.DOTALL)
 # user:password@ in a URL that some library put into its message (DESIGN 13: no secret in an error).
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
@@ -51,7 +53,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         worker = _from_worker(link)
         if worker:
             return _clean(worker[0]), worker[1]
-    lines = str(error).strip().splitlines() or ["no message"]
+    text = _WHILE_RUNNING.sub("", str(error).strip())
+    lines = [line for line in text.splitlines() if not _FURTHER.match(line)] or ["no message"]
     # PostgreSQL says what is wrong first, and ends in a caret under the statement.
     says = lines[0] if hasattr(error, "pgerror") else lines[-1]
     return _clean(f"{type(error).__name__}: {says}"), 1
