@@ -5,7 +5,9 @@ Functions of a cursor, one statement a batch; repeating a batch changes nothing.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import orjson
 import psycopg2
 import pyarrow as pa
@@ -48,15 +50,19 @@ def upsert_serving(cursor: psycopg2.extensions.cursor, rows: pa.RecordBatch) -> 
     newest = newest_rows(rows.select(_COLUMNS), _KEY, _NEWER)
     if not newest.num_rows:
         return 0
-    columns = [
-        [orjson.Fragment(text) for text in newest.column(name).to_pylist()]
-        if name in _LISTS
-        else newest.column(name).to_pylist()
-        for name in _COLUMNS
-    ]
+    columns = [_plain(name, newest.column(name)) for name in _COLUMNS]
     objects = [dict(zip(_COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
     cursor.execute(_UPSERT, [orjson.dumps(objects).decode()])
     return int(cursor.rowcount)
+
+
+def _plain(name: str, column: pa.Array) -> list[Any]:
+    """A column as orjson takes it: a list that is JSON already as it is, a time as text."""
+    if pa.types.is_timestamp(column.type):
+        micros = np.asarray(column.cast(pa.int64())).astype("datetime64[us]")
+        return [f"{text}Z" for text in np.datetime_as_string(micros).tolist()]
+    values = column.to_pylist()
+    return [orjson.Fragment(text) for text in values] if name in _LISTS else values
 
 
 def upsert_latest(cursor: psycopg2.extensions.cursor, rows: Sequence[ServingRow]) -> int:
