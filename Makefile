@@ -51,8 +51,9 @@ lock: $(BIN)/uv ## requirements*.in to requirements*.lock, with hashes
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" $(ARGS) bench/requirements.in -o bench/requirements.lock
 
-docs: install-dev ## docs/options.md, from the code
+docs: install-dev ## docs/options.md and docs/metrics.md, from the code
 	$(BIN)/python docs/options.py
+	$(BIN)/python docs/metrics.py
 
 bench: install-dev ## beamrec beside its peers, 1.5 to 2 hours on a quiet machine (see bench/README.md)
 	$(BIN)/python bench/batch/run.py $(ARGS)

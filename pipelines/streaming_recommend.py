@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import time
 from argparse import ArgumentParser, Namespace
@@ -33,7 +34,7 @@ from beamrec.pipelines.active_release import active_release
 from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
-from beamrec.pipelines.job import run_job
+from beamrec.pipelines.job import RunnerPanicError, run_job
 from beamrec.pipelines.job_metrics import MetricsHistory, latency, tell_prometheus
 from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.stream_rules import RULE_OPTIONS, add_rule_options, load_rules, search
@@ -349,13 +350,8 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     replaces = find_preset(runner).replaces(beam_args)
     with contextlib.nullcontext() if replaces else Lease(store, config.run):
         _begin_output(store, config)
-        with launch(runner, beam_args, console.status, config.job) as (preset, args):
-            pipeline = beam.Pipeline(options=PipelineOptions(args))
-            build(pipeline, config.on(preset), preset.read)
-            if not preset.streams:
-                console.status(f"--runner {runner} writes nothing before its input ends")
-            with tell_prometheus(history, config.metrics_port, config.metrics_host):
-                run_job(pipeline, store, config.run, console, history)
+        with tell_prometheus(history, config.metrics_port, config.metrics_host):
+            _run_to_end(config, store, runner, beam_args, console, history)
         finish_publications(store)
         found = account(store)
     if not found.reconciled:
@@ -366,6 +362,30 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
         )
     counts = dataclasses.replace(found.counts, seconds=time.monotonic() - began)
     return StreamResult(counts, store.uri, history, tuple(read_gaps(store)))
+
+
+def _run_to_end(
+    config: StreamConfig,
+    store: Store,
+    runner: str,
+    beam_args: Sequence[str],
+    console: Console,
+    history: MetricsHistory,
+) -> None:
+    """Runs the job; a runner that fails by a fault of its own is started again, and the ledger goes on."""
+    for restarts in itertools.count():
+        with launch(runner, beam_args, console.status, config.job) as (preset, args):
+            pipeline = beam.Pipeline(options=PipelineOptions(args))
+            build(pipeline, config.on(preset), preset.read)
+            if not preset.streams:
+                console.status(f"--runner {runner} writes nothing before its input ends")
+            try:
+                run_job(pipeline, store, config.run, console, history)
+                return
+            except RunnerPanicError:
+                if restarts == _RUNNER_RESTARTS:
+                    raise
+        console.status("the runner failed by itself: it is started again, and goes on where it stopped")
 
 
 def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> Store:
