@@ -90,9 +90,7 @@ def _text_array(ids: pa.StringArray) -> str:
     return '{"' + '","'.join(quoted) + '"}' if texts else "{}"
 
 
-def catalogue(
-    cursor: psycopg2.extensions.cursor, release_id: str, limit: int | None = None
-) -> Catalogue:
+def catalogue(cursor: psycopg2.extensions.cursor, release_id: str, limit: int | None = None) -> Catalogue:
     """Every item of a release, most popular first; with a limit the first of them.
 
     Raises:

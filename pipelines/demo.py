@@ -15,7 +15,8 @@ from beamrec.pipelines.commands.release import load_release
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.generate_events import Dirt, EventGenerator, read_catalogue, write_events
 from beamrec.pipelines.generate_shop import ShopSize, generate_shop
-from beamrec.pipelines.streaming_recommend import StreamConfig, run_stream
+from beamrec.pipelines.stream_options import StreamConfig
+from beamrec.pipelines.streaming_recommend import run_stream
 from beamrec.pipelines.train_release import TrainConfig, TrainedRelease, train_release
 from beamrec.runners.prism import find_prism
 from beamrec.schemas.errors import UnavailableError

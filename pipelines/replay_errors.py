@@ -24,7 +24,8 @@ from beamrec.pipelines.console import Console
 from beamrec.pipelines.job import run_job
 from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.replay_options import parse_time, stream_values
-from beamrec.pipelines.streaming_recommend import StreamConfig, make_config, recommend_events
+from beamrec.pipelines.stream_options import StreamConfig, make_config
+from beamrec.pipelines.streaming_recommend import recommend_events
 from beamrec.runners.preset import Job, ReadSettings, check_runner, launch
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.errors import BadDataError, UsageError

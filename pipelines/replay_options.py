@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from beamrec.pipelines.arguments import given
-from beamrec.pipelines.streaming_recommend import StreamOptions
+from beamrec.pipelines.stream_options import StreamOptions
 from beamrec.pipelines.verb_options import VerbOptions
 from beamrec.schemas.errors import UsageError
 

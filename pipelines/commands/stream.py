@@ -12,7 +12,7 @@ HELP = "turns the shop's click stream into recommendations, until stopped"
 def parser() -> argparse.ArgumentParser:
     """The options."""
     from beamrec.pipelines.arguments import pipeline_parser
-    from beamrec.pipelines.streaming_recommend import StreamOptions
+    from beamrec.pipelines.stream_options import StreamOptions
 
     return pipeline_parser("stream", StreamOptions, HELP)
 

@@ -10,7 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beamrec.pipelines import batch_training, streaming_recommend
 from beamrec.pipelines.batch_options import BatchConfig
-from beamrec.pipelines.streaming_recommend import StreamConfig
+from beamrec.pipelines.stream_options import StreamConfig
 from beamrec.schemas.shop import CLASSICMODELS, load_shop
 
 ROOT = Path(__file__).resolve().parents[2]

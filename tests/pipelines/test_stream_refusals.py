@@ -54,7 +54,7 @@ def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (["--output=s3://Bucket_/x"], "--output: expected s3://bucket/prefix"),
         (["--output=s3://bucket/x", "--s3_secret_access_key=x"], "secrets|environment"),
         (["--max-file-mb=0"], "--max-file-mb: expected at least 1"),
-        (["--runner=nosuch"], "expected direct, prism or one of Beam's own"),
+        (["--runner=nosuch"], "expected dataflow, direct, flink, prism or one of Beam's own"),
         (["--explain", "--output-shape=course"], "no room for reasons"),
         (["--rules=nosuch.toml"], "--rules nosuch.toml: cannot be read"),
         (["--nosuch=1"], "nosuch"),

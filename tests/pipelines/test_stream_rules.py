@@ -15,8 +15,8 @@ import pytest
 from beamrec.io.ledger import fix_settings
 from beamrec.io.postgres import connect
 from beamrec.io.store import open_store
+from beamrec.pipelines.stream_options import StreamConfig
 from beamrec.pipelines.stream_rules import load_rules
-from beamrec.pipelines.streaming_recommend import StreamConfig
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.rules import RuleSet
 from beamrec.schemas.shop import CLASSICMODELS
