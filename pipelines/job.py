@@ -16,7 +16,7 @@ from beamrec.pipelines.console import Console
 from beamrec.pipelines.job_metrics import MetricsHistory, read_metrics
 from beamrec.schemas.errors import BeamrecError, UnavailableError
 
-__all__ = ["RunnerPanicError", "run_job"]
+__all__ = ["RunnerLostError", "run_job"]
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
@@ -33,8 +33,8 @@ _WORDS = {
 }
 
 
-class RunnerPanicError(BeamrecError):
-    """The runner ended by a fault of its own; the ledger is whole, and another start goes on."""
+class RunnerLostError(BeamrecError):
+    """The runner ended or cannot be reached; the ledger is whole, and another start goes on."""
 
 
 def run_job(
@@ -50,7 +50,7 @@ def run_job(
     one raises KeyboardInterrupt.
 
     Raises:
-      RunnerPanicError: the runner failed, and not the job.
+      RunnerLostError: the runner failed, and not the job.
       BeamrecError: the job failed.
     """
     tally, asked = Tally(store), threading.Event()
@@ -119,8 +119,7 @@ def _wait(result: Any, outcome: dict[str, BaseException]) -> None:
 def _failure(error: BaseException) -> Exception:
     """What ended the job; a worker's own error, of which the runner hands on the text, keeps its code."""
     if isinstance(error, grpc.RpcError) or _PANIC in str(error):
-        kind = RunnerPanicError if _PANIC in str(error) else BeamrecError
-        return kind(
+        return RunnerLostError(
             "the runner ended unexpectedly; nothing is lost: start the job again, it goes on where it stopped"
         )
     return RuntimeError(f"the job failed: {str(error).replace(_ESCAPED_NEWLINE, _NEWLINE)}")

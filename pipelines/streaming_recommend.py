@@ -27,7 +27,7 @@ from beamrec.model.handler import TwoTowerHandler
 from beamrec.pipelines.active_release import active_release
 from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
-from beamrec.pipelines.job import RunnerPanicError, run_job
+from beamrec.pipelines.job import RunnerLostError, run_job
 from beamrec.pipelines.job_metrics import MetricsHistory, latency, tell_prometheus
 from beamrec.pipelines.stream_options import StreamConfig, StreamOptions, make_config
 from beamrec.pipelines.stream_rules import search
@@ -165,7 +165,7 @@ def _run_to_end(
     console: Console,
     history: MetricsHistory,
 ) -> None:
-    """Runs the job; a runner that fails by a fault of its own is started again, and the ledger goes on."""
+    """Runs the job; a runner of its own that fails is started again, and goes on from the ledger."""
     for restarts in itertools.count():
         with launch(runner, beam_args, console.status, config.job) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
@@ -175,8 +175,8 @@ def _run_to_end(
             try:
                 run_job(pipeline, store, config.run, console, history)
                 return
-            except RunnerPanicError:
-                if restarts == _RUNNER_RESTARTS:
+            except RunnerLostError:
+                if not preset.is_own or restarts == _RUNNER_RESTARTS:
                     raise
         console.status("the runner failed by itself: it is started again, and goes on where it stopped")
 

@@ -95,6 +95,8 @@ class Preset:
       checks: by name, what must hold before anything is started; cheap ones first.
       template: given Beam flags, the file that the job is written to instead of being run, if there is one.
       replaces: given Beam flags, whether the job takes the place of one that is still running.
+      is_own: whether its process is started for the job and ends with it, so that nobody else's work is lost
+        when it is started again.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Preset:
     checks: Mapping[str, Check] = dataclasses.field(default_factory=dict)
     template: Callable[[Sequence[str]], str | None] = _runs_here
     replaces: Callable[[Sequence[str]], bool] = lambda beam_args: False
+    is_own: bool = False
 
 
 PRESETS: dict[str, Preset] = {}

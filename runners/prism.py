@@ -158,4 +158,4 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", port: int) -> None:
     raise UnavailableError(f"Prism did not answer on port {port} within {_START_SECONDS:g} s; see the log")
 
 
-PRISM = register(Preset("prism", _start))
+PRISM = register(Preset("prism", _start, is_own=True))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from beamrec.io.ledger import account, missing_segments
@@ -120,6 +121,19 @@ def test_clean_drains_and_restarts(stream_job: Callable[..., Any]) -> None:
         assert found.reconciled, f"a drain leaves nothing half done: {found}"
     producer.stop()
     assert job.start("--stop-when-idle=4").finish()["ok"]
+    check(job, producer.sent)
+
+
+def test_a_runner_that_ends_by_itself_is_started_again(stream_job: Callable[..., Any]) -> None:
+    job = stream_job("--window-seconds=2", "--max-delay=1").start()
+    producer = Producer(job.input, event_time=True, seed=4)
+    producer.start()
+    job.wait_for(1)
+    (prism,) = [child for child in psutil.Process(job.pid).children() if "prism" in child.name()]
+    prism.kill()
+    job.wait_for(len(producer.sent))
+    producer.stop()
+    assert job.interrupt()["ok"]
     check(job, producer.sent)
 
 
