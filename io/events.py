@@ -42,7 +42,7 @@ class SourceOptions:
     max_delay_seconds: float = 2.0
     stop_when_idle_seconds: float | None = None
     splits: int = 1
-    batch_rows: int = 4000
+    batch_rows: int = 1000
     window_seconds: int = 60
     max_in_flight_mb: int | None = None
     patience_seconds: float = 300.0

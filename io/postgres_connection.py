@@ -173,7 +173,9 @@ def translated(where: str, password: str | None = None) -> Iterator[None]:
 
 def _as_ours(where: str, error: psycopg2.Error, password: str | None) -> BeamrecError:
     code = error.pgcode or ""
-    text = " ".join((error.diag.message_primary or str(error) or type(error).__name__).split())
+    # Of a refused login libpq has the text alone; its details say less than our hint, and logs withhold them.
+    told = "\n".join(line for line in str(error).splitlines() if not line.startswith("DETAIL:"))
+    text = " ".join((error.diag.message_primary or told or type(error).__name__).split())
     if password:
         text = text.replace(password, "…")
     if code in _NOT_UTF_8:
