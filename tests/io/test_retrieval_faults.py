@@ -23,7 +23,7 @@ from beamrec.io.retrieval import _UpsertDoFn as _ServingDoFn
 from beamrec.io.vector_transforms import Limits, VectorSearch, VectorUpsert
 from beamrec.io.vector_transforms import _SearchDoFn as _AnySearchDoFn
 from beamrec.io.vector_transforms import _UpsertDoFn as _AnyUpsertDoFn
-from beamrec.schemas.events import RELEASE_ID, SERVING, event_schema
+from beamrec.schemas.events import RELEASE_ID, SERVED, event_schema
 from beamrec.schemas.releases import ReleaseContents
 from beamrec.schemas.shop import CLASSICMODELS
 
@@ -171,8 +171,8 @@ def upserts(uri: str, acknowledged: dict[str, dict[str, int]]) -> Iterator[Load]
 
     def serve(number: int) -> None:
         customer, when = str(number % KEYS), NOON + dt.timedelta(seconds=number)
-        row = [customer, f"e{number}", when, when, "r", "popular", "[]", "[]"]
-        batch = pa.RecordBatch.from_pylist([dict(zip(SERVING.names, row, strict=True))], SERVING)
+        row = [customer, f"e{number}", when, when, "r", "popular", "[]", "[]", when]
+        batch = pa.RecordBatch.from_pylist([dict(zip(SERVED.names, row, strict=True))], SERVED)
         assert sum(serving.process(batch)) <= 1
         latest[customer] = number
 

@@ -290,10 +290,10 @@ def test_a_replay_that_is_killed_again_and_again_gives_each_letter_one_fate(
 ) -> None:
     folder = Folder(tmp_path, trained.home)
     for hour in range(HOURS):
-        lines = [event(f"e{hour}-{n}", ts=n, when=THEN.isoformat()) for n in range(40)]
+        written = NOW - dt.timedelta(hours=hour)
+        lines = [event(f"e{hour}-{n}", ts=n, when=written.isoformat()) for n in range(40)]
         folder.write(f"{hour}", [*lines, b"no event"])
-        written = (NOW - dt.timedelta(hours=hour)).timestamp()
-        os.utime(folder.input / f"{hour}.jsonl", (written, written))
+        os.utime(folder.input / f"{hour}.jsonl", (written.timestamp(), written.timestamp()))
     assert folder.stream("ts")["dead_letters"] == 41 * HOURS
     store, job = LocalStore(folder.output), stream_job(shop(tmp_path, "when"))
     in_the_middle = 0
