@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from beamrec.io.event_folder import FolderReader, FolderSource
 from beamrec.io.event_text import (
@@ -27,7 +27,6 @@ from beamrec.io.event_text import (
     whole_lines,
 )
 from beamrec.io.events import SourceOptions
-from beamrec.io.reader import LedgerMark, resume_or
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.paths import local_path
@@ -58,9 +57,9 @@ def identity(uri: str) -> str:
 class EventFiles(FolderSource):
     """A folder of JSONL files, by its absolute path, read from where the ledger says that it stands."""
 
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
+    def make_reader(self) -> "_Reader":
         """A reader that resumes from the ledger."""
-        return resume_or(checkpoint_mark, lambda: _Reader(self))
+        return _Reader(self)
 
 
 @dataclasses.dataclass

@@ -13,16 +13,13 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
-from apache_beam import coders
-from apache_beam.io.unbounded_source import UnboundedSource
 
-import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.event_text import GROUP_BYTES, Record
 from beamrec.io.events import SourceOptions
-from beamrec.io.reader import LedgerMark, LedgerReader, Row, raw_events
+from beamrec.io.ledger_source import LedgerSource
+from beamrec.io.reader import LedgerReader, Row, raw_events
 from beamrec.io.source_log import Part
 
 __all__ = ["FolderReader", "FolderSource"]
@@ -31,7 +28,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSource(UnboundedSource):  # type: ignore[misc]
+class FolderSource(LedgerSource):
     """A folder of event files, read from where the ledger of the output says that it stands.
 
     Attributes:
@@ -44,25 +41,9 @@ class FolderSource(UnboundedSource):  # type: ignore[misc]
     options: SourceOptions
     split_index: int = 0
 
-    def split(self, desired_num_splits: int, options: Any = None) -> list["FolderSource"]:
-        """Itself: the number of splits is fixed when the graph is built, one Read for each."""
-        return [self]
-
-    def get_checkpoint_mark_coder(self) -> coders.Coder:
-        """Of `LedgerMark`."""
-        return coders.PickleCoder()
-
-    def default_output_coder(self) -> coders.Coder:
-        """Arrow IPC."""
-        return coders.registry.get_coder(pa.RecordBatch)
-
     def owns(self, name: str) -> bool:
         """Whether this split reads the file."""
         return zlib.crc32(name.encode()) % self.options.splits == self.split_index
-
-    @abc.abstractmethod
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "FolderReader":
-        """A reader that resumes from the ledger."""
 
 
 class FolderReader(LedgerReader):

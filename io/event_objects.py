@@ -26,7 +26,6 @@ from beamrec.io.event_text import (
 )
 from beamrec.io.events import SourceOptions
 from beamrec.io.objects import Address, Listed, ObjectStore
-from beamrec.io.reader import LedgerMark, resume_or
 from beamrec.io.registry import backend
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UnavailableError
@@ -60,9 +59,9 @@ def _open(uri: str) -> ObjectStore:
 class EventObjects(FolderSource):
     """The objects below a prefix, by its URI, read from where the ledger says that it stands."""
 
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
+    def make_reader(self) -> "_Reader":
         """A reader that resumes from the ledger."""
-        return resume_or(checkpoint_mark, lambda: _Reader(self))
+        return _Reader(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,19 +16,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from apache_beam import coders
-from apache_beam.io.unbounded_source import UnboundedSource
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import SourceOptions
 from beamrec.io.kafka_client import Address, Heard, check_topic, explain, may_pass, parse_address
 from beamrec.io.kafka_group import GroupOffsets
 from beamrec.io.kafka_partition import Partition, Record
 from beamrec.io.kafka_places import Places, check_bounds, sealed_since
 from beamrec.io.kafka_requests import Question, TopicWatch, ask_offsets
-from beamrec.io.reader import LedgerMark, LedgerReader, Row, raw_events, resume_or
+from beamrec.io.ledger_source import LedgerSource
+from beamrec.io.reader import LedgerReader, Row, raw_events
 from beamrec.io.source_log import Part
 
 __all__ = ["KafkaTopic", "identity", "open_sources"]
@@ -67,7 +65,7 @@ def _address(uri: str) -> Address:
 
 
 @dataclasses.dataclass(frozen=True)
-class KafkaTopic(UnboundedSource):  # type: ignore[misc]
+class KafkaTopic(LedgerSource):
     """A topic, read from where the ledger of the output says that it stands.
 
     Attributes:
@@ -80,21 +78,9 @@ class KafkaTopic(UnboundedSource):  # type: ignore[misc]
     options: SourceOptions
     split_index: int = 0
 
-    def split(self, desired_num_splits: int, options: Any = None) -> list["KafkaTopic"]:
-        """Itself: the number of splits is fixed when the graph is built, one Read for each."""
-        return [self]
-
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
+    def make_reader(self) -> "_Reader":
         """A reader that resumes from the ledger."""
-        return resume_or(checkpoint_mark, lambda: _Reader(self))
-
-    def get_checkpoint_mark_coder(self) -> coders.Coder:
-        """Of `LedgerMark`."""
-        return coders.PickleCoder()
-
-    def default_output_coder(self) -> coders.Coder:
-        """Arrow IPC."""
-        return coders.registry.get_coder(pa.RecordBatch)
+        return _Reader(self)
 
     def owns(self, partition: int) -> bool:
         """Whether this split reads the partition."""

@@ -11,17 +11,11 @@ sealed once, under the stream's own name. Arrival is what Kinesis stored with ea
 """
 
 import dataclasses
-from typing import Any
 
-import pyarrow as pa
-from apache_beam import coders
-from apache_beam.io.unbounded_source import UnboundedSource
-
-import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import SourceOptions
 from beamrec.io.kinesis_client import Address, Shard, Stream, parse_address
 from beamrec.io.kinesis_reader import KinesisReader
-from beamrec.io.reader import LedgerMark, resume_or
+from beamrec.io.ledger_source import LedgerSource
 
 __all__ = ["KinesisEvents", "identity", "open_sources"]
 
@@ -44,7 +38,7 @@ def identity(uri: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class KinesisEvents(UnboundedSource):  # type: ignore[misc]
+class KinesisEvents(LedgerSource):
     """A stream, read from where the ledger of the output says that it stands.
 
     Attributes:
@@ -57,21 +51,9 @@ class KinesisEvents(UnboundedSource):  # type: ignore[misc]
     options: SourceOptions
     split_index: int = 0
 
-    def split(self, desired_num_splits: int, options: Any = None) -> list["KinesisEvents"]:
-        """Itself: the number of splits is fixed when the graph is built, one Read for each."""
-        return [self]
-
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> KinesisReader:
+    def make_reader(self) -> KinesisReader:
         """A reader that resumes from the ledger."""
-        return resume_or(checkpoint_mark, lambda: KinesisReader(self.address, self.options, self.owns))
-
-    def get_checkpoint_mark_coder(self) -> coders.Coder:
-        """Of `LedgerMark`."""
-        return coders.PickleCoder()
-
-    def default_output_coder(self) -> coders.Coder:
-        """Arrow IPC."""
-        return coders.registry.get_coder(pa.RecordBatch)
+        return KinesisReader(self.address, self.options, self.owns)
 
     def owns(self, shard: Shard) -> bool:
         """Whether this split reads the shard."""

@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from beamrec.io.bounded_source import BoundedSource
-from beamrec.io.reader import LedgerMark, LedgerReader
+from beamrec.io.events import SourceOptions
+from beamrec.io.ledger_source import LedgerSource
+from beamrec.io.reader import LedgerReader
 from beamrec.io.source_log import Part
 from beamrec.io.store import open_store
 from beamrec.io.visible_records import RecordFile, find_records, read_records
@@ -24,21 +25,23 @@ _OPTION = "--recommendations"
 
 
 @dataclasses.dataclass(frozen=True)
-class RecommendedEvents(BoundedSource):
+class RecommendedEvents(LedgerSource):
     """The events of the visible records of an output folder, as batches of REPLAYED.
 
     An event arrives at its event time, so none is late, and keeps the id that it was visible with.
 
     Attributes:
+      options: what the source needs to know of the job.
       recommendations: URI of the folder.
       begin, end: event times from `begin` on and before `end`.
     """
 
+    options: SourceOptions
     recommendations: str
     begin: datetime
     end: datetime
 
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
+    def make_reader(self) -> "_Reader":
         """A reader that resumes from the ledger."""
         return _Reader(self)
 

@@ -97,14 +97,24 @@ def publish(folder: Path, releases: str) -> str:
     store = open_store(releases, "--releases")
     target = f"{manifest.id}/{_MANIFEST}"
     if not store.exists(target):
-        each(lambda file: store.put_file(f"{manifest.id}/{file.path}", folder / file.path), manifest.files)
-        store.flush()
-        _check_listing(store, manifest, f"{manifest.id}/")
+        try:
+            each(
+                lambda file: store.put_file(f"{manifest.id}/{file.path}", folder / file.path), manifest.files
+            )
+            store.flush()
+            _check_listing(store, manifest, f"{manifest.id}/")
+        except UnavailableError:
+            # Another process that published the same release tidied up behind itself, our uploads too.
+            if not store.exists(target):
+                raise
     if not store.create(target, data) and not _is_again(store.read(target), manifest):
         raise BadDataError(
             f"{store.uri}/{manifest.id}: a release of that id but another content is there; releases are "
             "immutable: train or import a new one"
         )
+    if isinstance(store, ObjectStore):
+        # Of an upload in parts that the server began without being able to say so, nobody knows the id.
+        store.abort_uploads(manifest.id)
     return release_uri(releases, manifest.id)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from beamrec.io.bounded_source import BoundedSource
 from beamrec.io.dead_letters import read_files
-from beamrec.io.reader import LedgerMark, LedgerReader
+from beamrec.io.events import SourceOptions
+from beamrec.io.ledger_source import LedgerSource
+from beamrec.io.reader import LedgerReader
 from beamrec.io.replays import Chosen, selections
 from beamrec.io.source_log import Part
 from beamrec.schemas.deadletters import DeadLetter
@@ -23,16 +24,18 @@ _GROUP_FILES = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class DeadLetters(BoundedSource):
+class DeadLetters(LedgerSource):
     """The selections of those numbers, as batches of REPLAYED; ends behind the last letter.
 
     Attributes:
+      options: what the source needs to know of the job.
       numbers: of selections that stand in the ledger of the output folder, which holds the letters too.
     """
 
+    options: SourceOptions
     numbers: tuple[int, ...]
 
-    def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> "_Reader":
+    def make_reader(self) -> "_Reader":
         """A reader that resumes from the ledger."""
         return _Reader(self)
 

@@ -19,7 +19,7 @@ from beamrec.transforms.outcomes import outcomes, position_of
 from beamrec.transforms.parse_columns import parse_columns
 from beamrec.transforms.parse_record import InvalidError, RecordParser
 
-__all__ = ["ParseEvents", "parse_events"]
+__all__ = ["ParseEvents", "parse_events", "parsed_outputs"]
 
 
 def parse_events(
@@ -93,14 +93,17 @@ class _ParseDoFn(beam.DoFn):  # type: ignore[misc]
         )
         metrics.count("parsed", events.num_rows)
         metrics.count("parse_dead_letters", dead.num_rows)
-        if events.num_rows:
-            yield events
-        if dead.num_rows:
-            # By arrival, which the watermark has not passed: a dead letter is never late.
-            arrival = raw.column("arrival").cast(pa.int64())[0].as_py()
-            yield beam.pvalue.TaggedOutput(
-                "dead", beam.window.TimestampedValue(dead, Timestamp(micros=arrival))
-            )
+        yield from parsed_outputs(raw, events, dead)
+
+
+def parsed_outputs(batch: pa.RecordBatch, events: pa.RecordBatch, dead: pa.RecordBatch) -> Iterator[Any]:
+    """What a DoFn yields that parsed a batch: `events`, and with the tag `dead` OUTCOMES; nothing empty."""
+    if events.num_rows:
+        yield events
+    if dead.num_rows:
+        # By arrival, which the watermark has not passed: a dead letter is never late.
+        arrival = batch.column("arrival").cast(pa.int64())[0].as_py()
+        yield beam.pvalue.TaggedOutput("dead", beam.window.TimestampedValue(dead, Timestamp(micros=arrival)))
 
 
 @dataclasses.dataclass(eq=False)

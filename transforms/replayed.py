@@ -7,13 +7,12 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.utils.timestamp import Timestamp
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import RAW_EVENTS
 from beamrec.schemas.shop import Shop
-from beamrec.transforms.parse import parse_events
+from beamrec.transforms.parse import parse_events, parsed_outputs
 from beamrec.transforms.parse_record import payload_id
 
 __all__ = ["ParseReplayed", "parse_replayed"]
@@ -94,14 +93,7 @@ class _ParseDoFn(beam.DoFn):  # type: ignore[misc]
         events, dead = parse_replayed(
             batch, options.shop, options.dedupe_key, options.future_tolerance_seconds
         )
-        if events.num_rows:
-            yield events
-        if dead.num_rows:
-            # By arrival, which the watermark has not passed: a dead letter is never late.
-            arrival = batch.column("arrival").cast(pa.int64())[0].as_py()
-            yield beam.pvalue.TaggedOutput(
-                "dead", beam.window.TimestampedValue(dead, Timestamp(micros=arrival))
-            )
+        yield from parsed_outputs(batch, events, dead)
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from outcome import Outcome, clear, file_times, latencies, read_outcome, visible
+from generate import PROBE_EVERY
+from outcome import clear, file_times, latencies, read_outcome, visible
 from records import Records, describe_machine
 from report import write_report
 from servers import broker, store
@@ -120,11 +121,16 @@ def _drain(bench: _Bench, system: str, python: Path) -> Record:
     with start(system, bench.kafka.address, topic, bench.uri, folder, python) as process:
         with Watch(process.pid) as watch:
             first = _wait(lambda: visible(bench.uri, run) > 0, process, folder)
-            _wait(lambda: visible(bench.uri, run) >= count / 10, process, folder, first + _DRAIN_SECONDS)
+            _wait(
+                lambda: visible(bench.uri, run) >= count / PROBE_EVERY,
+                process,
+                folder,
+                first + _DRAIN_SECONDS,
+            )
         outcome = read_outcome(bench.uri, run, first, 1e9, count)
     bench.kafka.delete_topic(topic)
     begun, ended = outcome.seen.min(), outcome.seen.max()
-    events = len(outcome.seen) * 10
+    events = len(outcome.seen) * PROBE_EVERY
     record = {
         "events_per_second": events / max(ended - begun, 1e-9),
         "cpu_us_per_event": 1e6 * watch.cpu_seconds(begun, ended) / events,
@@ -188,7 +194,7 @@ def _at_rate(
 ) -> Record:
     run, count = _name(), int(rate * seconds)
     sent = json.loads(bench.send(topic, run, count, rate).communicate()[0])
-    start_, due = sent["start"], -(-count // 10)
+    start_, due = sent["start"], -(-count // PROBE_EVERY)
     deadline = time.time() + 60 + seconds
     while visible(bench.uri, run) < due and time.time() < deadline:
         time.sleep(0.25)
@@ -202,14 +208,10 @@ def _at_rate(
         "behind_seconds": sent["behind"],
         "cpu_us_per_event": 1e6 * watch.cpu_seconds(start_, end) / count,
         "peak_mib": watch.peak_mib(start_, end),
-        **_latencies(outcome),
+        **latencies(outcome.seen - outcome.due),
     }
     print(f"{bench.products} at {rate:,.0f}/s: {json.dumps(record)}", file=sys.stderr)
     return record
-
-
-def _latencies(outcome: Outcome) -> Record:
-    return latencies(outcome.seen - outcome.due)
 
 
 def _files(output: Path) -> Record:
@@ -273,7 +275,7 @@ def _flat(bench: _Bench, values: argparse.Namespace, records: Records) -> None:
             round(1e6 * watch.cpu_seconds(a, z) / (rate * (z - a)), 1) for a, z in itertools.pairwise(tenths)
         ],
         "last_minute": latencies((outcome.seen - outcome.due)[outcome.due > outcome.due.max() - minute]),
-        **_latencies(outcome),
+        **latencies(outcome.seen - outcome.due),
     }
     records.append(record)
     print(json.dumps(record), file=sys.stderr)

@@ -73,6 +73,16 @@ def test_a_release_comes_back_byte_by_byte_though_requests_fail(
     assert s3.unfinished_uploads() == []
 
 
+def test_an_upload_that_nobody_knows_of_is_forgotten(s3: Any, release: Path) -> None:
+    key = f"releases/{release.name}/scalers/large.txt"
+    boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1").create_multipart_upload(
+        Bucket=s3.bucket, Key=key
+    )
+    assert s3.unfinished_uploads() == [key]
+    publish(release, s3.uri_of("releases"))
+    assert s3.unfinished_uploads() == []
+
+
 def test_a_release_without_its_manifest_is_not_there_yet(s3: Any, release: Path, tmp_path: Path) -> None:
     releases = s3.uri_of("releases")
     put(s3, f"releases/{release.name}/popularity.csv", b"half of it")
