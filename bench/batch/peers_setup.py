@@ -61,3 +61,7 @@ def _install_lock() -> None:
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True)  # noqa: S603
+
+
+if __name__ == "__main__":
+    install_peers()
