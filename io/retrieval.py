@@ -1,4 +1,4 @@
-"""Look-ups, item search and serving upserts on pgvector, as transforms of column batches.
+"""Look-ups and item search on pgvector, as transforms of column batches.
 
 One SQL statement a batch. An outage is waited out (the store retries); it never makes a dead letter. Search
 and upsert in tables that are not ours are in `beamrec.io.vector_transforms`, made of the same parts.
@@ -30,7 +30,6 @@ from beamrec.schemas.events import (
     RELEASE_CHECKSUM,
     RELEASE_ID,
     RELEASE_URI,
-    SERVING,
     SIMILAR,
     STORED_VECTOR,
 )
@@ -45,7 +44,7 @@ __all__ = [
     "Retrieval",
     "SearchDoFn",
     "SearchItems",
-    "UpsertServing",
+    "StoreDoFn",
     "enrich",
     "multiplies",
 ]
@@ -194,7 +193,9 @@ def _keep_last(cache: dict[Any, Any]) -> None:
         cache.pop(next(iter(cache)))
 
 
-class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
+class StoreDoFn(beam.DoFn):  # type: ignore[misc]
+    """A step that asks the store; `self._releases` is what the worker remembers of it."""
+
     # One cache and one pool of connections a worker, however many threads and stages it has.
     _shared = shared.Shared()
 
@@ -202,13 +203,15 @@ class _StoreDoFn(beam.DoFn):  # type: ignore[misc]
         self._vector_db = vector_db
 
     def setup(self) -> None:
+        """Opens the worker's cache."""
         self._releases = self._shared.acquire(lambda: _Releases(self._vector_db), tag=self._vector_db)
 
     def start_bundle(self) -> None:
+        """Forgets metrics that are empty."""
         metrics.start_bundle()
 
 
-class _EnrichDoFn(_StoreDoFn):
+class _EnrichDoFn(StoreDoFn):
     _shared_serving = shared.Shared()
 
     def __init__(
@@ -240,7 +243,7 @@ class _EnrichDoFn(_StoreDoFn):
         yield enriched
 
 
-class SearchDoFn(_StoreDoFn):
+class SearchDoFn(StoreDoFn):
     """User to item search, a batch at a time, as `SearchItems` says."""
 
     def __init__(self, vector_db: str, items: int, retrieval: Retrieval) -> None:
@@ -330,16 +333,6 @@ def _by_rank(ids: list[str]) -> pa.ListArray:
     return pa.array([[{"id": i, "score": 1.0 / (rank + 1)} for rank, i in enumerate(ids)]], CANDIDATES)
 
 
-class _UpsertDoFn(_StoreDoFn):
-    def process(self, batch: pa.RecordBatch) -> Iterator[int]:
-        with metrics.timed("upsert_us"):
-            changed = self._releases.store.upsert_serving(batch.select(SERVING.names))
-        metrics.count("upserted", changed)
-        metrics.observe_since("event_to_serving_us", batch.column("event_time"))
-        metrics.observe_since("arrival_to_serving_us", batch.column("arrival"))
-        yield changed
-
-
 @dataclasses.dataclass(eq=False)
 class EnrichFromPgvector(beam.PTransform):  # type: ignore[misc]
     """`enrich` with the active release, asked for again after a second, or with one that is named.
@@ -378,14 +371,3 @@ class SearchItems(beam.PTransform):  # type: ignore[misc]
         """[batches with `user_vector`] -> [the same with `candidates`]."""
         search = beam.ParDo(SearchDoFn(self.vector_db, self.items, self.retrieval))
         return batches | "Search" >> search.with_output_types(pa.RecordBatch)
-
-
-@dataclasses.dataclass(eq=False)
-class UpsertServing(beam.PTransform):  # type: ignore[misc]
-    """Keeps the newest recommendations of each customer in the serving table."""
-
-    vector_db: str
-
-    def expand(self, batches: beam.PCollection) -> beam.PCollection:
-        """[SERVED] -> number of rows written, a batch each."""
-        return batches | "Upsert" >> beam.ParDo(_UpsertDoFn(self.vector_db))

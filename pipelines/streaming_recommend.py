@@ -17,8 +17,9 @@ from beamrec.io.gaps import Gap, read_gaps
 from beamrec.io.lease import Lease
 from beamrec.io.ledger import account, fix_settings
 from beamrec.io.release_folders import FetchRelease
-from beamrec.io.retrieval import EnrichFromPgvector, UpsertServing
+from beamrec.io.retrieval import EnrichFromPgvector
 from beamrec.io.segments import WriteSegments
+from beamrec.io.serving_sink import UpsertServing
 from beamrec.io.session_history import SessionHistory, check_history
 from beamrec.io.shard_log import finish_publications
 from beamrec.io.sinks import open_sink

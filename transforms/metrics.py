@@ -90,10 +90,14 @@ def observe_seconds(name: str, seconds: float) -> None:
     _counter(sum_name(name)).inc(us)
 
 
-def observe_since(name: str, times: pa.Array | pa.ChunkedArray) -> None:
-    """Adds to a histogram how long ago each of the times [n] of type TIMESTAMP was; nulls are left out."""
+def observe_since(name: str, times: pa.Array | pa.ChunkedArray, until_us: int | None = None) -> None:
+    """Adds to a histogram how long ago each of the times [n] of type TIMESTAMP was; nulls are left out.
+
+    Args:
+      until_us: by a clock that stood there, in microseconds since the epoch; None for now.
+    """
     since = times.drop_null().cast(pa.int64()).to_numpy()
-    observe(name, time.time_ns() // 1000 - since)
+    observe(name, (time.time_ns() // 1000 if until_us is None else until_us) - since)
 
 
 def inference_took(seconds: float) -> None:

@@ -14,12 +14,14 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import Timestamp
 
 from beamrec.io import embedded
 from beamrec.io.pgvector import ReleaseStore
 from beamrec.io.postgres import connect
 from beamrec.io.retrieval import SearchDoFn, _EnrichDoFn, _Releases
-from beamrec.io.retrieval import _UpsertDoFn as _ServingDoFn
+from beamrec.io.serving_sink import _UpsertDoFn as _ServingDoFn
 from beamrec.io.vector_transforms import Limits, VectorSearch, VectorUpsert
 from beamrec.io.vector_transforms import _SearchDoFn as _AnySearchDoFn
 from beamrec.io.vector_transforms import _UpsertDoFn as _AnyUpsertDoFn
@@ -167,13 +169,15 @@ def upserts(uri: str, acknowledged: dict[str, dict[str, int]]) -> Iterator[Load]
         yield Load(f"upsert {name}", write)
 
     serving, latest = _ServingDoFn(uri), acknowledged.setdefault("serving", {})
-    serving._releases = _Releases(uri)
+    serving.setup()
 
     def serve(number: int) -> None:
         customer, when = str(number % KEYS), NOON + dt.timedelta(seconds=number)
         row = [customer, f"e{number}", when, when, "r", "popular", "[]", "[]", when]
         batch = pa.RecordBatch.from_pylist([dict(zip(SERVED.names, row, strict=True))], SERVED)
-        assert sum(serving.process(batch)) <= 1
+        serving.start_bundle()
+        assert list(serving.process(batch, Timestamp(0), GlobalWindow())) == []
+        assert sum(output.value for output in serving.finish_bundle()) <= 1
         latest[customer] = number
 
     yield Load("upsert serving", serve)
