@@ -82,15 +82,16 @@ def latencies(seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {**found, "max_ms": histogram.get_max_value() / 1e3, "samples": len(seconds)}
 
 
-def file_times(output: Path, window_seconds: int) -> npt.NDArray[np.float64]:
-    """Seconds from the end of each recommendation's window to the moment when its file could be seen."""
+def file_times(output: Path, window_seconds: int, run: str) -> npt.NDArray[np.float64]:
+    """Seconds from the end of the window of each of a run's events to when its file could be seen; 0 before."""
     found = []
     for path in output.glob("recommendations/**/*.jsonl"):
         at = path.stat().st_ctime  # of the link that made it visible
-        for line in path.read_bytes().splitlines():
-            when = dt.datetime.fromisoformat(orjson.loads(line)["event_time"]).timestamp()
-            found.append(at - (when // window_seconds + 1) * window_seconds)
-    return np.array(found)
+        for line in map(orjson.loads, path.read_bytes().splitlines()):
+            if line["event_id"].startswith(f"{run}-"):
+                when = dt.datetime.fromisoformat(line["event_time"]).timestamp()
+                found.append(at - (when // window_seconds + 1) * window_seconds)
+    return np.maximum(found, 0.0)
 
 
 def _ask(uri: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:

@@ -33,6 +33,7 @@ _WAITING = {"function_warm": 30_000, "function_connect": 3_000}
 _WAITING_OTHERS = 200_000
 _DRAIN_SECONDS = 45.0
 _SHARES = (10, 25, 50, 75, 90, 100, 110)  # of the capacity, in percent
+_HALF = 50
 
 Record = dict[str, Any]
 
@@ -163,17 +164,22 @@ def _latency(bench: _Bench, values: argparse.Namespace, records: Records) -> Non
     folder, topic = bench.folder(), bench.topic()
     clear(bench.uri)
     options = ["--max-delay=0.2"]
-    held = 0.0
+    held, half = 0.0, ""
     with start("beamrec", bench.kafka.address, topic, bench.uri, folder, values.peer_python, options) as job:
         with Watch(job.pid) as watch:
-            _at_rate(bench, topic, 200.0, 5, watch, warm=True)
+            _at_rate(bench, topic, 200.0, 5, watch)  # warms up
             for share in (*range(120, 50, -10), *range(50, 10, -10)):
                 found = _at_rate(bench, topic, share / 100 * top, values.seconds, watch)
                 if not found["grows"]:
                     held = share / 100 * top
                     break
+            time.sleep(2 * WINDOW_SECONDS)  # until the files of what was too much are written
             for share in _SHARES:
-                found = _at_rate(bench, topic, share / 100 * held, values.seconds, watch)
+                # Long enough for some windows, of which the files are looked at.
+                seconds = (3 if share == _HALF else 1) * values.seconds
+                run = _name()
+                found = _at_rate(bench, topic, share / 100 * held, seconds, watch, run)
+                half = run if share == _HALF else half
                 records.append(
                     {
                         "contest": "latency",
@@ -186,21 +192,20 @@ def _latency(bench: _Bench, values: argparse.Namespace, records: Records) -> Non
                 )
         job.send_signal(signal.SIGINT)
         job.wait(120)
-        records.append({"contest": "files", "products": bench.products, **_files(folder / "out")})
+        written = latencies(file_times(folder / "out", WINDOW_SECONDS, half))
+        records.append({"contest": "files", "products": bench.products, **written})
 
 
 def _at_rate(
-    bench: _Bench, topic: str, rate: float, seconds: float, watch: Watch, warm: bool = False
+    bench: _Bench, topic: str, rate: float, seconds: float, watch: Watch, run: str | None = None
 ) -> Record:
-    run, count = _name(), int(rate * seconds)
+    run, count = run or _name(), int(rate * seconds)
     sent = json.loads(bench.send(topic, run, count, rate).communicate()[0])
     start_, due = sent["start"], -(-count // PROBE_EVERY)
     deadline = time.time() + 60 + seconds
     while visible(bench.uri, run) < due and time.time() < deadline:
         time.sleep(0.25)
     outcome = read_outcome(bench.uri, run, start_, rate, count)
-    if warm:
-        return {}
     end = start_ + seconds
     record = {
         "rate": rate,
@@ -212,12 +217,6 @@ def _at_rate(
     }
     print(f"{bench.products} at {rate:,.0f}/s: {json.dumps(record)}", file=sys.stderr)
     return record
-
-
-def _files(output: Path) -> Record:
-    """From the end of an event's window to the moment when its file could be seen."""
-    ends = file_times(output, WINDOW_SECONDS)
-    return latencies(np.maximum(ends, 0.0))
 
 
 def _floor(bench: _Bench, values: argparse.Namespace, records: Records) -> None:
@@ -244,7 +243,7 @@ def _floor(bench: _Bench, values: argparse.Namespace, records: Records) -> None:
 
 
 def _half(bench: _Bench, records: Records) -> float:
-    found = records.last({"contest": "latency", "products": bench.products, "share": 50})
+    found = records.last({"contest": "latency", "products": bench.products, "share": _HALF})
     if found is None:
         raise SystemExit("give --rate, or run the contest `latency` before")
     return float(found["rate"])
@@ -258,7 +257,7 @@ def _flat(bench: _Bench, values: argparse.Namespace, records: Records) -> None:
     clear(bench.uri)
     running = start("beamrec", bench.kafka.address, topic, bench.uri, folder, values.peer_python)
     with running as job, Watch(job.pid) as watch:
-        _at_rate(bench, topic, 200.0, 5, watch, warm=True)
+        _at_rate(bench, topic, 200.0, 5, watch)  # warms up
         sent = json.loads(bench.send(topic, run, int(rate * seconds), rate).communicate()[0])
         time.sleep(5)
         outcome = read_outcome(bench.uri, run, sent["start"], rate, int(rate * seconds))

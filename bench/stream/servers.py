@@ -21,8 +21,8 @@ BEAMREC = ROOT / ".venv" / "bin" / "beamrec"
 
 # The time of each commit is kept by the server: when a row became visible is read behind the run, not probed.
 _SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "4GB", "jit": "off", "track_commit_timestamp": "on"}
-# Of the shop that the release is trained on, by the number of its products.
-_CUSTOMERS, _RATINGS = 10_000, 400_000
+# Of the large shop that the release is trained on; a sixth of its products is never rated: in no release.
+_CUSTOMERS, _RATINGS = 10_000, 4_000_000
 
 
 @contextlib.contextmanager
@@ -76,8 +76,10 @@ def _settle(uri: str) -> None:
 
 def _train(home: Path, shop: str, uri: str, products: int) -> None:
     """From a generated shop to an active release, by the verbs that a user calls."""
-    customers, ratings = (120, 2_500) if products < 1_000 else (_CUSTOMERS, _RATINGS)
-    size = [f"--customers={customers}", f"--products={products}", f"--ratings={ratings}"]
+    customers, ratings, listed = 120, 2_500, products
+    if products >= 1_000:
+        customers, ratings, listed = _CUSTOMERS, _RATINGS, products * 6 // 5
+    size = [f"--customers={customers}", f"--products={listed}", f"--ratings={ratings}"]
     _beamrec(home, "generate", "shop", f"--output={shop}", *size, "--overwrite")
     lake, releases = home / "lake", home / "releases"
     _beamrec(home, "batch", f"--source={shop}", f"--output={lake}")
