@@ -83,7 +83,7 @@ def latencies(seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
 
 
 def file_times(output: Path, window_seconds: int, run: str) -> npt.NDArray[np.float64]:
-    """Seconds from the end of the window of each of a run's events to when its file could be seen; 0 before."""
+    """Seconds from the end of the window of each event of a run to when its file could be seen; 0 before."""
     found = []
     for path in output.glob("recommendations/**/*.jsonl"):
         at = path.stat().st_ctime  # of the link that made it visible
