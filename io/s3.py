@@ -200,10 +200,15 @@ class S3Store(ObjectStore):
             _log.warning("unfinished uploads below %s/%s may be left: %s", self.uri, folder, error)
 
     def try_access(self) -> None:
+        request = {"Bucket": self.address.bucket, "Prefix": self.address.below(""), "MaxKeys": 1}
         with self._explained(""):
-            _connect(self.address, _QUICK_ATTEMPTS, os.getpid()).list_objects_v2(
-                Bucket=self.address.bucket, Prefix=self.address.below(""), MaxKeys=1
-            )
+            try:
+                _connect(self.address, _QUICK_ATTEMPTS, os.getpid()).list_objects_v2(**request)
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+                    raise
+                # Who answers is there, only busy, and then asked as patiently as ever.
+                self._client.list_objects_v2(**request)
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Arrow has a client of its own, with the same kinds of credentials."""

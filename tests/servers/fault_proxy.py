@@ -2,35 +2,60 @@
 
 Half of the refusals come after the server has done what was asked: the client cannot tell the two apart.
 Conditional writes go one at a time: S3 decides them atomically, moto looks first and writes then.
-`GET /faults` tells how many refusals there were, `GET /faults/RATE` sets how many there are to be.
+`GET /faults` tells how many refusals there were, `GET /faults/RATE` sets how many there are to be, and
+`GET /delay/SECONDS` how long each request takes beside.
 """
 
+import collections
 import contextlib
 import http.client
 import random
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+# Fewer than the attempts of any client under test: at 30 % one request in 170,000 would fail by bad luck.
+_IN_A_ROW = 7
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 
 
 class Faults:
-    """A seeded sequence of which requests fail, and how many did."""
+    """A seeded sequence of which requests fail, and how many did.
+
+    It begins anew whenever the rate is set, whatever tests ran before, and with a refusal. At a rate below
+    one no request is refused more than seven times in a row.
+    """
 
     def __init__(self, rate: float, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._lock = threading.Lock()
-        self.rate = rate
+        self._seed, self._lock = seed, threading.Lock()
         self.injected = 0
+        self.delay_seconds = 0.0
+        self.set(rate)
 
-    def draw(self) -> str:
-        """`before`, `after` or nothing."""
+    def set(self, rate: float) -> None:
+        """Refuses that part of the requests from now on."""
         with self._lock:
-            chance, kind = self._random.random(), self._random.choice(("before", "after"))
-            if chance >= self.rate:
+            self.rate = rate
+            self._sequences: dict[str, random.Random] = {}
+            self._in_a_row: collections.Counter[str] = collections.Counter()
+
+    def draw(self, request: str, sequence: str = "") -> str:
+        """`before`, `after` or nothing.
+
+        Args:
+          request: the same for all attempts at it.
+          sequence: each has draws of its own.
+        """
+        with self._lock:
+            first = sequence not in self._sequences
+            draw = self._sequences.setdefault(sequence, random.Random(f"{self._seed} {sequence}"))
+            chance, kind = 0.0 if first else draw.random(), draw.choice(("before", "after"))
+            if chance >= self.rate or (self.rate < 1 and self._in_a_row[request] >= _IN_A_ROW):
+                self._in_a_row.pop(request, None)
                 return ""
+            self._in_a_row[request] += 1
             self.injected += 1
             return kind
 
@@ -54,10 +79,17 @@ class Forward(BaseHTTPRequestHandler):
     def forward(self) -> None:
         body = self._body()
         if self.path.startswith("/faults"):
-            self.faults.rate = float(self.path[8:] or self.faults.rate)
+            if self.path[8:]:
+                self.faults.set(float(self.path[8:]))
             self._answer(200, {}, str(self.faults.injected).encode())
             return
-        fault = self.faults.draw()
+        if self.path.startswith("/delay/"):
+            self.faults.delay_seconds = float(self.path[7:])
+            self._answer(200, {}, b"0")
+            return
+        time.sleep(self.faults.delay_seconds)
+        # Amazon's clients send an id with each request, the same with every attempt.
+        fault = self.faults.draw(self.headers.get("amz-sdk-invocation-id", self.path))
         if fault != "before":
             with self.conditional if self.headers.get("If-None-Match") else contextlib.nullcontext():
                 answer = self._ask(body)

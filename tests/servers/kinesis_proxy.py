@@ -28,11 +28,12 @@ _KINDS = {
 
 
 class Calls:
-    """What went through: refusals by kind, reads by shard with the time of the first and the last."""
+    """What went through: refusals by kind and operation, reads by shard with their first and last time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.kinds: collections.Counter[str] = collections.Counter()
+        self.refused: collections.Counter[str] = collections.Counter()
         self.shard_of: dict[str, str] = {}
         self.reads: dict[str, list[float]] = {}
         self.signers: set[str] = set()
@@ -90,7 +91,7 @@ class ForwardKinesis(Forward):
         elif what == "deny":
             self.calls.denied = value
         elif value:
-            self.faults.rate = float(value)
+            self.faults.set(float(value))
         self._answer(200, {}, self.calls.report())
 
     def _refuse(self, status: int, kind: str) -> None:
@@ -98,11 +99,12 @@ class ForwardKinesis(Forward):
 
     def _kind(self, operation: str) -> str:
         kinds = _KINDS.get(operation)
-        if not kinds or not self.faults.draw():
+        if not kinds or not self.faults.draw(operation, operation):
             return ""
         with self.calls.lock:
             # In turn: a random draw might leave one out.
-            kind = kinds[self.faults.injected % len(kinds)]
+            kind = kinds[self.calls.refused[operation] % len(kinds)]
+            self.calls.refused[operation] += 1
             self.calls.kinds[kind] += 1
         return kind
 
