@@ -110,7 +110,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         self.read_ledger()
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._current: pa.RecordBatch | None = None
-        self._idle_since = time.monotonic()
+        self._quiet_seconds, self._asked_at = 0.0, time.monotonic()
         self._ended_at: float | None = None
         self._drained, self._next_drain_look = False, 0.0
         self._watermark_us: int | None = None
@@ -166,6 +166,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         if self._ended_at is not None:
             return False
         metrics.count_waits(WAITS.take())
+        self._count_quiet_time()
         draining = self._draining()
         if self._waits_for_the_sink():
             return False
@@ -182,10 +183,10 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
                 self._in_flight.emitted(batch)
             metrics.count("read", batch.num_rows)
             metrics.distribute("read_batch", batch.num_rows)
-            self._idle_since = time.monotonic()
+            self._quiet_seconds = 0.0
             return True
         if self.busy(seal_new=not draining):
-            self._idle_since = time.monotonic()
+            self._quiet_seconds = 0.0
         elif draining or self._idle_long_enough() or self.at_end():
             self._ended_at = time.monotonic()
         return False
@@ -199,7 +200,7 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             self._watermark_us = max(end, self._watermark_us or end)
         waits = self._in_flight.too_much(self._watermark_us)
         if waits:
-            self._idle_since = time.monotonic()
+            self._quiet_seconds = 0.0
         return waits
 
     def _draining(self) -> bool:
@@ -210,9 +211,15 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
                 self._next_drain_look = time.monotonic() + _DRAIN_LOOK_SECONDS
         return self._drained
 
+    def _count_quiet_time(self) -> None:
+        """A pause in which nobody asked (a busy machine) is not the end: there must be a look after it."""
+        now, limit = time.monotonic(), self.options.stop_when_idle_seconds
+        self._quiet_seconds += min(now - self._asked_at, (limit or 0.0) / 2)
+        self._asked_at = now
+
     def _idle_long_enough(self) -> bool:
         limit = self.options.stop_when_idle_seconds
-        return limit is not None and time.monotonic() - self._idle_since >= limit
+        return limit is not None and self._quiet_seconds >= limit
 
     def get_current(self) -> pa.RecordBatch:
         """See UnboundedReader."""
