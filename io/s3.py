@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import os
+import random
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ __all__ = ["S3Store", "open_store", "with_beam_options"]
 # At 5 % of requests refused, ten attempts fail once in 10^13; with backoff they last about a minute.
 _ATTEMPTS = 10
 _QUICK_ATTEMPTS = 3
+_LONGEST_PAUSE_SECONDS = 5.0
 _READS = 3
 _CONFLICTS = 8
 _DELETE_BATCH = 1000
@@ -247,13 +249,13 @@ class S3Store(ObjectStore):
         return head
 
     def _pages(self, operation: str, **options: str) -> Iterator[dict[str, Any]]:
-        with self._explained(options["Prefix"]):
+        with self._explained(self.address.path(options["Prefix"])):
             yield from self._client.get_paginator(operation).paginate(Bucket=self.address.bucket, **options)
 
     def _delete(self, keys: list[str]) -> None:
         """The answer is a success even if the server could not remove some of them."""
         for _ in range(_ATTEMPTS):
-            with self._explained(keys[0]):
+            with self._explained(self.address.path(keys[0])):
                 answer = self._client.delete_objects(
                     Bucket=self.address.bucket,
                     Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
@@ -270,7 +272,7 @@ class S3Store(ObjectStore):
         )
 
     def _abort(self, key: str, upload: str) -> None:
-        with self._explained(key), contextlib.suppress(FileNotFoundError):
+        with self._explained(self.address.path(key)), contextlib.suppress(FileNotFoundError):
             self._client.abort_multipart_upload(Bucket=self.address.bucket, Key=key, UploadId=upload)
 
     @contextlib.contextmanager
@@ -354,6 +356,18 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def _go_on_trying(attempts: int, response: tuple[Any, Any] | None, most: int, **_: Any) -> float | None:
+    """Seconds until a request that the server was too busy for is sent again; None if it is not.
+
+    boto3's attempts come out of a budget of the client, which a server that refuses a third of all requests
+    uses up within a minute: then each had one attempt, and a commit, a dozen of them, never came through.
+    """
+    status = response[0].status_code if response else 0
+    if attempts >= most or (status < 500 and status != 429):
+        return None
+    return min(random.uniform(0, 1 << (attempts - 1)), _LONGEST_PAUSE_SECONDS)  # noqa: S311
+
+
 @functools.cache
 def _connect_once(address: Address, attempts: int, pid: int) -> Any:
     own = bool(address.endpoint or _first(os.environ, *_ENDPOINTS))
@@ -368,13 +382,15 @@ def _connect_once(address: Address, attempts: int, pid: int) -> Any:
         response_checksum_validation="when_required" if own else "when_supported",
     )
     verify = {"": None, "false": False}.get(address.verify, address.verify)
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=address.endpoint or None,
         region_name=address.region or None,
         verify=verify,
         config=config,
     )
+    client.meta.events.register_last("needs-retry.s3", functools.partial(_go_on_trying, most=attempts))
+    return client
 
 
 def _connect(address: Address, attempts: int, pid: int) -> Any:

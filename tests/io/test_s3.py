@@ -31,6 +31,12 @@ def test_of_many_who_create_an_object_one_wins_whatever_the_server_refuses(s3: A
             assert store.read(path) == contents[won.index(True)]
 
 
+def test_a_server_that_is_busy_for_long_is_asked_as_often_as_at_first(s3: Any, store: Store) -> None:
+    """What boto3 tries again comes out of a budget, and that is used up here."""
+    with s3.faults(0.7), ThreadPoolExecutor(32) as pool:
+        assert not any(pool.map(store.exists, map(str, range(150))))
+
+
 def test_objects_move_in_bulk_although_the_server_refuses_some_requests(s3: Any, store: Store) -> None:
     objects = {f"data/k={number}/part": bytes([number]) * number for number in range(120)}
     with s3.faults():

@@ -27,10 +27,12 @@ class S3Server:
 
     Attributes:
       endpoint: of the proxy.
+      direct: of the server, which neither refuses nor delays.
     """
 
     endpoint: str
     bucket: str
+    direct: str
 
     @property
     def uri(self) -> str:
@@ -50,6 +52,15 @@ class S3Server:
         finally:
             injected = self._ask("/faults/0") - before
         assert injected, "no request was refused: the test has shown nothing"
+
+    @contextlib.contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Each request takes so much longer while in the block."""
+        self._ask(f"/delay/{seconds}")
+        try:
+            yield
+        finally:
+            self._ask("/delay/0")
 
     def objects(self, prefix: str = "") -> dict[str, int]:
         """Key → bytes of everything in the bucket, by another client than the one under test."""
@@ -77,8 +88,8 @@ class S3Server:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """URL of the proxy; both processes end with the session."""
+def s3_endpoints() -> Iterator[tuple[str, str]]:
+    """URLs of the proxy and of the server; both processes end with the session."""
     if importlib.util.find_spec("moto") is None:
         message = "a real S3 server is needed: pip install 'moto[server]'"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
@@ -89,18 +100,25 @@ def s3_endpoint() -> Iterator[str]:
     ):
         _wait_until_up(server, port)
         assert proxy.stdout is not None
-        yield f"http://127.0.0.1:{proxy.stdout.readline().strip()}"
+        yield f"http://127.0.0.1:{proxy.stdout.readline().strip()}", f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_endpoints: tuple[str, str]) -> str:
+    """URL of the proxy."""
+    return s3_endpoints[0]
 
 
 @pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+def s3(s3_endpoints: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """A bucket of its own for a test, and credentials where boto3 and Arrow look for them."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    proxy, server = s3_endpoints
     bucket = f"test-{uuid.uuid4().hex}"
-    boto3.client("s3", endpoint_url=s3_endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
-    return S3Server(s3_endpoint, bucket)
+    boto3.client("s3", endpoint_url=proxy, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return S3Server(proxy, bucket, server)
 
 
 @contextlib.contextmanager
