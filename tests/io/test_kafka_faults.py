@@ -1,5 +1,6 @@
 """The Kafka source on a real broker that expires records, loses topics, or is away: never a silent gap."""
 
+import dataclasses
 import time
 
 import pytest
@@ -107,10 +108,12 @@ def test_a_broker_that_is_away_is_waited_for(kafka_job, kafka, monkeypatch):
     monkeypatch.setattr(kafka_source, "_STALE_SECONDS", 1.0)
     topic = kafka.create_topic()
     kafka.send(topic, numbers(3))
-    reader = kafka_job.reader(kafka.uri(topic), stop_when_idle_seconds=2, max_delay_seconds=0)
+    reader = kafka_job.reader(kafka.uri(topic), max_delay_seconds=0)
     rows = kafka_job.all_of(reader)
     kafka.kill()
     down_since = time.time()
+    assert kafka_job.read(reader, lambda _: reader.busy(True)) == []
+    reader.options = dataclasses.replace(reader.options, stop_when_idle_seconds=2)
     away = kafka_job.read(reader, lambda _: time.time() > down_since + 5)
     assert away == []
     assert float(reader.get_watermark()) < down_since + 0.5

@@ -58,7 +58,7 @@ def execute(uri: str, statement: str) -> None:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -100,7 +100,7 @@ def test_what_is_not_there_is_said_at_the_start(shop: str, changes: dict[str, An
 
 
 def test_what_changes_is_seen_within_the_refresh(shop: str) -> None:
-    facts = RuleFacts(source(shop))
+    facts = RuleFacts(source(shop), patience_seconds=120)
     assert stock(facts.of(customers(1)), "P1") == [7]
     execute(shop, "UPDATE products SET quantityInStock = 0 WHERE productCode = 'P1'")
     execute(shop, "DELETE FROM ratings WHERE customerNumber = 1")
@@ -121,7 +121,7 @@ def test_facts_younger_than_the_refresh_are_not_read_again(shop: str) -> None:
 
 
 def test_after_a_quiet_time_a_batch_waits_for_new_facts(shop: str) -> None:
-    facts = RuleFacts(source(shop, refresh_seconds=0.05), patience_seconds=60)
+    facts = RuleFacts(source(shop, refresh_seconds=0.05), patience_seconds=120)
     assert stock(facts.of(customers()), "P1") == [7]
     execute(shop, "UPDATE products SET quantityInStock = 0")
     time.sleep(0.2)
@@ -148,11 +148,13 @@ def locked(uri: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("outage", [gone, locked])
 def test_in_an_outage_the_last_known_facts_hold_and_it_is_counted_and_said(
-    shop: str, outage: Any, caplog: pytest.LogCaptureFixture
+    shop: str, outage: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = RuleFacts(source(shop), patience_seconds=0.3, retry_seconds=0.3)
+    facts = RuleFacts(source(shop), patience_seconds=120, retry_seconds=0.3)
     before = facts.of(customers(1))
-    with outage(shop):
+    with outage(shop), monkeypatch.context() as during:
+        # Only now: before and after, a machine that is merely busy must not look like an outage.
+        during.setattr(facts, "_patience", 0.3)
         time.sleep(0.3)
         failures = 0
         while not failures:
@@ -178,7 +180,7 @@ def test_a_database_that_is_away_at_first_is_waited_for(shop: str) -> None:
         thread.start()
         time.sleep(1)
         assert thread.is_alive()
-    thread.join(60)
+    thread.join(300)
     assert stock(found[0], "P1") == [7]
 
 

@@ -172,7 +172,7 @@ def test_every_list_is_of_the_release_that_it_names(
                 store.promote((other, trained.release)[move % 2], "test")
             time.sleep(draw.uniform(0.2, 3))
         store.promote(other, "test")
-        time.sleep(12)
+        wait_for_release(job, other)
     finally:
         shoppers.stop()
         store.promote(trained.release, "test")

@@ -71,7 +71,7 @@ def test_the_real_events_while_the_job_runs(
     time.sleep(1)
     drop(job, real_data / "events.jsonl")
     dropped = time.time()
-    arrived = dt.datetime.now(dt.UTC)
+    arrived = dt.datetime.fromtimestamp((job.input / "events.jsonl").stat().st_mtime, dt.UTC)
     job.wait_for(len(sent))
     seconds = time.time() - dropped
     result = job.interrupt()
