@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("beamrec")
 
 PASSWORD = "s€cret pass:word/@%"  # noqa: S105  (each character once broke some URL or encoding)
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "classicmodels"
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _serve(folder: Path, *options: str) -> Iterator[MariaDB]:
         yield server
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.fixture(scope="session")

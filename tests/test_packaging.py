@@ -226,7 +226,7 @@ def worker_pool(staged: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

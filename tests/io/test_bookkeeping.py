@@ -110,7 +110,7 @@ def test_the_sink_of_any_pipeline_does_it_in_the_background(
     monkeypatch.setattr(bookkeeping.keep_books, "__defaults__", (0.05,))
     logs = segments._Logs(segments._Sink(store.uri, 24, segments.SegmentFormat(), 1 << 20, 30))
     sources = SourceLog(store)
-    deadline, written = time.monotonic() + 60, 0
+    deadline, written = time.monotonic() + 300, 0
     while newest_account(store) is None:
         assert time.monotonic() < deadline
         sources.seal([Part("file:a", written, written + 1, 1, 7)])

@@ -65,7 +65,7 @@ def test_it_outlives_the_process_that_started_it(folder: Path) -> None:
 def test_processes_that_start_it_at_the_same_time_share_one_server(folder: Path) -> None:
     command = [sys.executable, "-c", START, str(folder)]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
-    pids = {int(racer.communicate(timeout=60)[0]) for racer in racers}
+    pids = {int(racer.communicate(timeout=300)[0]) for racer in racers}
     assert len(pids) == 1
     assert [p.name for p in folder.parent.iterdir() if ".init-" in p.name] == []
 

@@ -182,7 +182,7 @@ def test_readers_of_the_active_release_do_not_wait_for_a_load(store: ReleaseStor
         cursor.execute("SELECT count(*) FROM public.item_emb")
         thread = threading.Thread(target=lambda: ReleaseStore(database).load(contents("second", seed=1)))
         thread.start()
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()
     connection.close()
     assert len(store.releases()) == 2

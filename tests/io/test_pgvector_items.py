@@ -125,7 +125,7 @@ def test_upserts_at_once_wait_for_each_other(store: ReleaseStore, database: str,
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     now = dict(zip(release.item_ids, release.item_vectors, strict=True))
     now |= {f"new {number}": vectors[number] for number in range(8)}
     check_neighbours(database, release.manifest.id, now, "<->")

@@ -107,7 +107,7 @@ def test_two_loaders_at_once_load_once(store: ReleaseStore, database: str, make_
     for loader in loaders:
         loader.start()
     for loader in loaders:
-        loader.join(60)
+        loader.join(300)
     assert sorted(answers) == [False, True]
     stored(database, release)
     assert [h["action"] for h in store.show(release.manifest.id)["history"]] == ["load"]

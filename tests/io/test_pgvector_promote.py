@@ -197,7 +197,7 @@ def reading(uri: str) -> Iterator[list[Reader]]:
     finally:
         stopped.set()
         for reader in readers:
-            reader.join(60)
+            reader.join(300)
 
 
 def let_them_ask(readers: list[Reader]) -> None:

@@ -162,7 +162,7 @@ def test_a_migration_by_many_at_once_is_done_once(database: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert errors == []
     assert [entry["id"] for entry in ReleaseStore(database).releases()] == ["old"]
 
@@ -172,7 +172,7 @@ def test_a_start_that_changes_nothing_waits_for_no_reader(store: ReleaseStore, d
         cursor.execute("LOCK TABLE beamrec.releases IN ACCESS SHARE MODE")
         thread = threading.Thread(target=ReleaseStore(database).ensure_schema)
         thread.start()
-        thread.join(30)
+        thread.join(300)
         assert not thread.is_alive()
 
 

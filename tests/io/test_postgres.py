@@ -153,7 +153,7 @@ def test_a_patient_database_waits_for_a_lock_and_not_for_a_wrong_statement(datab
 
     thread = threading.Thread(target=lambda: done.append(holder.transaction(hold)))
     thread.start()
-    held.wait(10)
+    assert held.wait(300)
     patient.transaction(lambda cursor: cursor.execute("INSERT INTO beamrec.t VALUES (1)"))
     thread.join()
     with pytest.raises(psycopg2.errors.UndefinedTable):

@@ -34,7 +34,7 @@ def serving(store: ReleaseStore, prepare: Prepare | None, retry_seconds: float =
 
 
 def until(found: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -45,7 +45,7 @@ def holding_back(go_on: threading.Event, prepared: list[str]) -> Prepare:
 
     def prepare(release: ActiveRelease) -> None:
         if release.id == B:
-            go_on.wait(30)
+            go_on.wait(300)
         prepared.append(release.id)
 
     return prepare
@@ -133,7 +133,7 @@ def test_a_release_that_left_the_store_serves_no_longer(
 
     def prepare(wanted: ActiveRelease) -> None:
         if wanted.id == C and threading.current_thread() is not threading.main_thread():
-            release.wait(30)
+            release.wait(300)
 
     worker = serving(loaded, prepare)
     assert worker.current().id == A

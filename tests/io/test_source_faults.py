@@ -73,7 +73,7 @@ class Source:
         def wait() -> None:
             while written.acquire(blocking=False):
                 pass
-            assert written.acquire(timeout=60)
+            assert written.acquire(timeout=300)
 
         writer = threading.Thread(target=write)
         writer.start()

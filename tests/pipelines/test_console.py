@@ -25,8 +25,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, TextIO]]:
 
 
 def _seen(terminal: int, last: str) -> str:
-    """All that came, up to `last` or for ten seconds: one read may give only the first of it."""
-    shown, deadline = b"", time.monotonic() + 10
+    """All that came, up to `last` or for two minutes: one read may give only the first of it."""
+    shown, deadline = b"", time.monotonic() + 120
     while (
         last.encode() not in shown
         and select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]

@@ -110,7 +110,7 @@ def test_a_reader_never_sees_half_a_record(tmp_path: Path) -> None:
     for number in range(500):
         run.update({"in": number, "padding": "x" * (number * 10)})
     run.finish("SUCCEEDED")
-    assert process.wait(30) == 0
+    assert process.wait(300) == 0
 
 
 def test_list_show_and_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ def gcs_endpoint() -> Iterator[str]:
         yield f"http://{host}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 @pytest.fixture
