@@ -14,7 +14,13 @@ __all__ = ["LedgerSource"]
 
 
 class LedgerSource(UnboundedSource, abc.ABC):  # type: ignore[misc]
-    """A source that one reader reads, from where the ledger of the output says that it stands."""
+    """A source that one reader reads, from where the ledger of the output says that it stands.
+
+    Attributes:
+      split_index: which of the job's readers it is.
+    """
+
+    split_index: int = 0
 
     @abc.abstractmethod
     def make_reader(self) -> LedgerReader:
@@ -22,7 +28,9 @@ class LedgerSource(UnboundedSource, abc.ABC):  # type: ignore[misc]
 
     def create_reader(self, options: Any, checkpoint_mark: LedgerMark | None) -> LedgerReader:
         """The reader that cut the mark, where it may go on, else a new one."""
-        return resume_or(checkpoint_mark, self.make_reader)
+        reader = resume_or(checkpoint_mark, self.make_reader)
+        reader.split_index = self.split_index
+        return reader
 
     def split(self, desired_num_splits: int, options: Any = None) -> list[Self]:
         """Itself: the number of splits is fixed when the graph is built, one Read for each."""

@@ -24,6 +24,7 @@ import pyarrow as pa
 from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
+from beamrec.io.begun import current_options, ended_readers, report_end
 from beamrec.io.events import SourceOptions
 from beamrec.io.in_flight import InFlight
 from beamrec.io.ledger import Progress, drain_requested
@@ -98,8 +99,13 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
     """
 
     def __init__(self, options: SourceOptions) -> None:
-        self.options = options
         store = open_store(options.output)
+        # A runner's savepoint brings the options of the run that it was taken in.
+        current = current_options(store, options)
+        self._has_begun, options = current is not None, current or options
+        self.options = options
+        # Which of the splits is read: a source says so after this.
+        self.split_index = 0
         self._is_local = isinstance(store, LocalStore)
         # A runner gives a source that raises no second chance: an output that is away for a moment is waited
         # for here as it is in the sink.
@@ -112,7 +118,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         self._current: pa.RecordBatch | None = None
         self._quiet_seconds, self._asked_at = 0.0, time.monotonic()
         self._ended_at: float | None = None
-        self._drained, self._next_drain_look = False, 0.0
+        self._drained: bool | None = None
+        self._next_drain_look = 0.0
         self._watermark_us: int | None = None
         self._id, self._marks = uuid.uuid4().hex, 0
         self._resumable, self._uses = 0, 1
@@ -188,6 +195,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         if self.busy(seal_new=not draining):
             self._quiet_seconds = 0.0
         elif draining or self._idle_long_enough() or self.at_end():
+            if self._has_begun:
+                report_end(self._store, self.options.run, self.split_index)
             self._ended_at = time.monotonic()
         return False
 
@@ -203,8 +212,14 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             self._quiet_seconds = 0.0
         return waits
 
+    def _has_ended(self) -> bool:
+        return self.split_index in ended_readers(self._store, self.options.run)
+
     def _draining(self) -> bool:
         """Whether the run is to end; on an object store each look costs a request, so not at every poll."""
+        if self._drained is None:
+            # One that has ended ends again after a restart: somebody may count on its sealing nothing new.
+            self._drained = self._has_begun and self._has_ended()
         if not self._drained and time.monotonic() >= self._next_drain_look:
             self._drained = drain_requested(self._store, self.options.run)
             if not self._is_local:

@@ -34,6 +34,7 @@ class DeadLetters(LedgerSource):
 
     options: SourceOptions
     numbers: tuple[int, ...]
+    split_index: int = 0
 
     def make_reader(self) -> "_Reader":
         """A reader that resumes from the ledger."""

@@ -10,16 +10,20 @@ from typing import Any
 import apache_beam as beam
 import grpc
 
+from beamrec.io.begun import ended_readers
 from beamrec.io.ledger import Tally, request_drain
 from beamrec.io.store import Store
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.job_metrics import MetricsHistory, read_metrics
+from beamrec.runners.flink_jobs import ends_by_itself
 from beamrec.schemas.errors import BeamrecError, UnavailableError
 
 __all__ = ["RunnerLostError", "run_job"]
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS_SECONDS = 2.0
+# Serving rows are on their way for a moment longer than the segments of the same records.
+_LOOKS = 2
 # Prism 2.77 asks for the progress of its own bundles too, which have no worker, if it gets no time for a
 # moment between two steps: a nil pointer on a very busy machine.
 _PANIC = "panic in stage.Execute"
@@ -43,8 +47,12 @@ def run_job(
     run: str,
     console: Console,
     history: MetricsHistory | None = None,
+    readers: int = 1,
 ) -> None:
     """Runs a pipeline to its end; `history` is told its metrics every two seconds, and at the end.
+
+    A runner that does not end a job whose sources have ended is told to, when `readers` have ended and every
+    record has its fate.
 
     SIGINT and SIGTERM ask the sources to report their end, so that everything read is written; a second
     one raises KeyboardInterrupt.
@@ -60,7 +68,8 @@ def run_job(
         outcome: dict[str, BaseException] = {}
         waiting = threading.Thread(target=_wait, args=(result, outcome), daemon=True)
         waiting.start()
-        shown, draining = 0.0, False
+        shown, draining, done = 0.0, False, 0
+        lingers = not ends_by_itself(pipeline.options.get_all_options())
         while waiting.is_alive():
             waiting.join(0.2)
             if asked.is_set() and not draining:
@@ -68,8 +77,11 @@ def run_job(
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
                 _ask(result, history)
-                _report(tally, history, console)
-    if "error" in outcome:
+                left = _report(tally, history, console)
+                done = done + 1 if lingers and left == 0 and _have_ended(store, run, readers) else 0
+                if done == _LOOKS:
+                    result.cancel()
+    if "error" in outcome and done < _LOOKS:
         raise _failure(outcome["error"])
     _ask(result, history)
     _report(tally, history, console)
@@ -83,19 +95,28 @@ def _ask(result: Any, history: MetricsHistory) -> None:
         _LOGGER.info("the runner does not tell its metrics: %s", type(error).__name__)
 
 
-def _report(tally: Tally, history: MetricsHistory, console: Console) -> None:
+def _have_ended(store: Store, run: str, readers: int) -> bool:
+    try:
+        return len(ended_readers(store, run)) >= readers
+    except UnavailableError:
+        return False
+
+
+def _report(tally: Tally, history: MetricsHistory, console: Console) -> int | None:
+    """Shows the counts; returns how many records have no fate yet, or None if that is not to be known."""
     try:
         counts, gaps = tally.update().to_dict(), tally.gaps()
     except BeamrecError as error:
         # Progress is a courtesy: what is wrong with the ledger ends the job where it matters.
         console.progress(str(error))
-        return
+        return None
     history.account = counts
     console.record(counts | ({"gaps": gaps} if gaps else {}), history.recent())
     waiting = counts["in"] - sum(counts[name] for name in _WORDS if name != "in")
     told = ", ".join(f"{word} {counts[name]:,}" for name, word in _WORDS.items())
     lost = f"; RECORDS LOST UPSTREAM at {gaps} places" if gaps else ""
     console.progress(f"{told}, in open windows {waiting:,}{lost}")
+    return int(waiting)
 
 
 def _drain(store: Store, run: str, console: Console) -> bool:

@@ -10,6 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beamrec.io.begun import begin_run
 from beamrec.io.dead_letters import LetterFile, Wanted, parse_place
 from beamrec.io.events import ReadEvents
 from beamrec.io.lease import Lease
@@ -143,10 +144,11 @@ def replay_errors(replay: ErrorsReplay, runner: str, beam_args: Sequence[str], c
         before = account(store)
         numbers = _select(store, replay, console)
         if numbers:
+            begin_run(store, config.source)
             with launch(runner, beam_args, console.status, replay.job) as (preset, args):
                 pipeline = beam.Pipeline(options=PipelineOptions(args))
                 build(pipeline, config, numbers, preset.read)
-                run_job(pipeline, store, config.run, console)
+                run_job(pipeline, store, config.run, console, readers=1)
             finish_publications(store)
         after = account(store)
     _check(store, before, after)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beamrec.io.begun import begin_run
 from beamrec.io.event_interval import bounded_sources
 from beamrec.io.events import ReadEvents, identity
 from beamrec.io.lease import Lease
@@ -128,11 +129,7 @@ def build(pipeline: beam.Pipeline, replay: IntervalReplay, read: ReadSettings | 
     else:
         places = replay.recommendations or "", replay.begin, replay.end
         sources, parsing = [RecommendedEvents(config.source, *places)], ParseReplayed(*options)
-    parsed = (
-        pipeline
-        | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds)
-        | "ParseEvents" >> parsing
-    )
+    parsed = pipeline | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds) | "ParseEvents" >> parsing
     recommend_events(parsed, config)
 
 
@@ -150,12 +147,14 @@ def replay_interval(
     store, old = _check_all(replay, runner, beam_args)
     with Lease(store, config.run):
         fix_settings(store, replay.settings)
+        begin_run(store, config.source)
         finish_publications(store)
         clean_staged(store)
         with launch(runner, beam_args, console.status, replay.job) as (preset, args):
             pipeline = beam.Pipeline(options=PipelineOptions(args))
             build(pipeline, dataclasses.replace(replay, stream=config.on(preset)), preset.read)
-            run_job(pipeline, store, config.run, console)
+            readers = config.splits if replay.from_input else 1
+            run_job(pipeline, store, config.run, console, readers=readers)
         finish_publications(store)
         found = account(store)
     if not found.reconciled:

@@ -12,6 +12,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.begun import begin_run
 from beamrec.io.events import ReadEvents, open_sources
 from beamrec.io.gaps import Gap, read_gaps
 from beamrec.io.lease import Lease
@@ -174,7 +175,7 @@ def _run_to_end(
             if not preset.streams:
                 console.status(f"--runner {runner} writes nothing before its input ends")
             try:
-                run_job(pipeline, store, config.run, console, history)
+                run_job(pipeline, store, config.run, console, history, readers=config.splits)
                 return
             except RunnerLostError:
                 if not preset.is_own or restarts == _RUNNER_RESTARTS:
@@ -209,6 +210,7 @@ def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
 
 def _begin_output(store: Store, config: StreamConfig) -> None:
     fix_settings(store, config.settings)
+    begin_run(store, config.source)
     finish_publications(store)
     clean_staged(store)
 

@@ -32,8 +32,8 @@ _STREAMING = (
     # What `--savepoint_path` resumes from when the JobManager is lost with its memory.
     "--externalized_checkpoints_enabled",
     "--retain_externalized_checkpoints_on_cancellation",
-    # The impulse that begins each read ends once it has come; else it holds a drained job open for ever.
-    "--shutdown_sources_after_idle_ms=1000",
+    # No `--shutdown_sources_after_idle_ms`: once the impulse of a read has ended, no checkpoint is completed
+    # (see `flink_jobs.ends_by_itself`). A drained job is cancelled when everything has its fate.
     # A worker that was killed comes back within seconds; an outage of a store is waited out without failing.
     "--number_of_execution_retries=100",
     "--execution_retry_delay=2000",

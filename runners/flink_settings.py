@@ -1,0 +1,148 @@
+"""What the processes of a local Flink cluster are: settings, command lines, a folder for each worker."""
+
+import shlex
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["SLOTS", "TASK_MANAGERS", "commands", "configure"]
+
+TASK_MANAGERS = 2
+SLOTS = 2
+_START_SECONDS = 180
+# Flink reflects into these since it serializes by itself.
+_OPENED = ("lang", "util", "net", "io", "nio", "time", "text", "lang.reflect", "util.concurrent")
+# All of them, as the start scripts would work them out; half a gigabyte a TaskManager.
+_TASK_MANAGER = {
+    "taskmanager.cpu.cores": "1.0",
+    "taskmanager.memory.task.heap.size": "256m",
+    "taskmanager.memory.task.off-heap.size": "64m",
+    "taskmanager.memory.framework.heap.size": "64m",
+    "taskmanager.memory.framework.off-heap.size": "64m",
+    "taskmanager.memory.managed.size": "64m",
+    "taskmanager.memory.network.min": "32m",
+    "taskmanager.memory.network.max": "32m",
+    "taskmanager.memory.jvm-metaspace.size": "160m",
+    "taskmanager.memory.jvm-overhead.min": "64m",
+    "taskmanager.memory.jvm-overhead.max": "64m",
+}
+_LOG = """\
+rootLogger.level = INFO
+rootLogger.appenderRef.console.ref = Console
+appender.console.name = Console
+appender.console.type = CONSOLE
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d %-5p %c - %m%n
+"""
+_ZOOKEEPER = """\
+tickTime=1000
+dataDir={folder}/zookeeper
+clientPort={port}
+clientPortAddress=127.0.0.1
+admin.enableServer=false
+"""
+# What a worker installs goes into an environment of its own, which sees the pool's packages behind it: two
+# workers do not meet, and a job's --setup_file counts over what the pool has.
+_WORKER = """\
+#!/bin/sh
+set -e
+work=$(mktemp -d {folder}/workers/XXXXXXXX)
+cd "$work"
+{python} -m venv --without-pip env
+echo "import site; site.addsitedir({packages!r})" > env/lib/python{version}/site-packages/pool.pth
+export PATH="$work/env/bin:$PATH" RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
+exec {boot} --semi_persist_dir="$work" "$@"
+"""
+
+
+def configure(folder: Path, ports: Mapping[str, int], boot: str) -> None:
+    """Writes the files below `folder/conf` that the processes read."""
+    settings = {
+        "jobmanager.rpc.address": "localhost",
+        "jobmanager.bind-host": "localhost",
+        "jobmanager.rpc.port": ports["rpc"],
+        "rest.address": "localhost",
+        "rest.bind-address": "localhost",
+        "rest.port": ports["rest"],
+        "taskmanager.host": "localhost",
+        "taskmanager.bind-host": "localhost",
+        "taskmanager.numberOfTaskSlots": SLOTS,
+        "parallelism.default": 1,
+        # A job with less parallelism than slots: on both TaskManagers.
+        "cluster.evenly-spread-out-slots": "true",
+        # A JobManager that was killed finds its jobs again, at their last checkpoints, when it is restarted.
+        "high-availability.type": "zookeeper",
+        "high-availability.zookeeper.quorum": f"localhost:{ports['zookeeper']}",
+        # Its successor waits this long for the leadership; much less, and a busy machine ends sessions.
+        "high-availability.zookeeper.client.session-timeout": 10000,
+        "high-availability.zookeeper.client.tolerate-suspended-connections": "true",
+        "high-availability.storageDir": (folder / "ha").as_uri(),
+        "high-availability.cluster-id": "/beamrec",
+        "high-availability.jobmanager.port": ports["rpc"],
+        # A lost TaskManager is noticed after this, not after 50 s, so that recovery is a matter of seconds.
+        "heartbeat.interval": 2000,
+        "heartbeat.timeout": 20000,
+        # On a machine that has other work the start takes longer than ten seconds.
+        "pekko.startup-timeout": f"{_START_SECONDS} s",
+        "pekko.ask.timeout": "60 s",
+        "state.backend.type": "hashmap",
+        "state.checkpoints.dir": (folder / "checkpoints").as_uri(),
+        "state.savepoints.dir": (folder / "savepoints").as_uri(),
+        # Two: one may be damaged when the machine dies.
+        "state.checkpoints.num-retained": 2,
+        "io.tmp.dirs": folder / "tmp",
+        **_TASK_MANAGER,
+    }
+    lines = "".join(f"{name}: {value}\n" for name, value in settings.items())
+    conf = folder / "conf"
+    (conf / "flink-conf.yaml").write_text(lines, encoding="utf-8")
+    (conf / "log4j.properties").write_text(_LOG, encoding="utf-8")
+    zookeeper = _ZOOKEEPER.format(folder=folder, port=ports["zookeeper"])
+    (conf / "zoo.cfg").write_text(zookeeper, encoding="utf-8")
+    worker = _WORKER.format(
+        folder=shlex.quote(str(folder)),
+        python=shlex.quote(sys.executable),
+        version=f"{sys.version_info.major}.{sys.version_info.minor}",
+        packages=sysconfig.get_path("purelib"),
+        boot=shlex.quote(boot),
+    )
+    (conf / "worker").write_text(worker, encoding="utf-8")
+    (conf / "worker").chmod(0o755)
+
+
+def commands(folder: Path, ports: Mapping[str, int], flink: str, job_server: str) -> dict[str, list[str]]:
+    """What to run by name; each command line names the cluster's folder, by which its process is known again.
+
+    Args:
+      flink, job_server: their class paths.
+    """
+    opens = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in _OPENED]
+    conf = ["--configDir", str(folder / "conf")]
+    log = f"-Dlog4j.configurationFile={folder / 'conf' / 'log4j.properties'}"
+    java, runtime = ["java", *opens, log], "org.apache.flink.runtime"
+    zookeeper = [*java, "-Xmx64m", "-cp", flink, f"{runtime}.zookeeper.FlinkZooKeeperQuorumPeer"]
+    manager = [*java, "-Xmx512m", "-cp", flink, f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"]
+    worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=160m", "-XX:MaxDirectMemorySize=160m", "-cp", flink]
+    server = [*java, "-Xmx512m", "-cp", job_server, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
+    server_ports = [f"--{name}-port={ports[name]}" for name in ("job", "artifact", "expansion")]
+    pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
+    return {
+        "zookeeper": [*zookeeper, "--zkConfigFile", str(folder / "conf" / "zoo.cfg"), "--peerId", "1"],
+        "jobmanager": [*manager, *conf],
+        **{
+            f"taskmanager-{number}": [*worker, f"{runtime}.taskexecutor.TaskManagerRunner", *conf]
+            for number in range(1, TASK_MANAGERS + 1)
+        },
+        "job-server": [
+            *server,
+            f"--flink-master=localhost:{ports['rest']}",
+            *server_ports,
+            f"--artifacts-dir={folder / 'artifacts'}",
+        ],
+        "worker-pool": [
+            *pool,
+            f"--service_port={ports['pool']}",
+            f"--container_executable={folder / 'conf' / 'worker'}",
+        ],
+    }
