@@ -6,7 +6,6 @@ import getpass
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -82,13 +81,6 @@ def _program(*names: str) -> str:
     pytest.skip(message)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _wait_until_up(server: MariaDB, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -114,6 +106,9 @@ def _create_user(server: MariaDB) -> None:
 @contextlib.contextmanager
 def _serve(folder: Path, *options: str) -> Iterator[MariaDB]:
     """A server with its data below `folder`, stopped at the end of the `with` block."""
+    # Here, since the modules of fixtures are loaded later.
+    from ports_fixtures import free_port
+
     install = _program("mariadb-install-db", "mysql_install_db")
     user = getpass.getuser()
     subprocess.run(
@@ -128,7 +123,7 @@ def _serve(folder: Path, *options: str) -> Iterator[MariaDB]:
         stdout=subprocess.DEVNULL,
     )
     # A socket's path must be short; pytest's folders are not.
-    port = _free_port()
+    port = free_port()
     server = MariaDB(Path(f"/tmp/beamrec-{port}.sock"), port)  # noqa: S108
     log = folder / "log"
     with open(log, "wb") as output:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from ports_fixtures import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("schemas", "transforms", "model", "io", "runners", "pipelines")
@@ -205,9 +206,7 @@ def test_an_sdist_gives_the_same_package_as_a_checkout(staged: Path, wheel: Path
 def worker_pool(staged: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A Beam worker pool in which `beamrec` is what was staged; its address and where that is installed."""
     installed = _install(staged, tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"],
         cwd=tmp_path,

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -23,9 +22,10 @@ def gcs_endpoint() -> Iterator[str]:
     if program is None:
         message = f"a real GCS server is needed: go install github.com/fsouza/{name}@v1.56.1"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
+    # Here, since modules of fixtures are loaded in any order.
+    from ports_fixtures import free_port
+
+    host = f"127.0.0.1:{free_port()}"
     options = ["-backend=memory", "-scheme=http", "-host=127.0.0.1", f"-port={host.partition(':')[2]}"]
     urls = [f"-public-host={host}", f"-external-url=http://{host}", "-log-level=error"]
     process = subprocess.Popen([program, *options, *urls], stderr=subprocess.DEVNULL)

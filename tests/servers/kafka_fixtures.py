@@ -222,7 +222,10 @@ class KafkaBroker:
         return AdminClient({"bootstrap.servers": self.address, "log_level": 2})
 
     def _format(self) -> None:
-        controller = _free_port()
+        # Here, since modules of fixtures are loaded in any order.
+        from ports_fixtures import free_port
+
+        controller = free_port()
         secure = f",SECURE://localhost:{self.secure_port}" if self.secure_port else ""
         lines = {
             "process.roles": "broker,controller",
@@ -273,7 +276,10 @@ class KafkaBroker:
 @pytest.fixture(scope="session")
 def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """A broker that all tests share; each takes topics of its own."""
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), _free_port())
+    # Here, since modules of fixtures are loaded in any order.
+    from ports_fixtures import free_port
+
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), free_port())
     broker.start()
     yield broker
     broker.kill()
@@ -295,6 +301,9 @@ def secure_kafka(
 
     `shop` may log in by PLAIN, `scram` by SCRAM-SHA-512.
     """
+    # Here, since modules of fixtures are loaded in any order.
+    from ports_fixtures import free_port
+
     folder = tmp_path_factory.mktemp("kafka-secure")
     pair = folder / "pair.pem"
     pair.write_bytes((certificates / "key.pem").read_bytes() + (certificates / "cert.pem").read_bytes())
@@ -307,7 +316,7 @@ def secure_kafka(
         "listener.name.secure.plain.sasl.jaas.config": f"{packages}.plain.PlainLoginModule {login}",
         "listener.name.secure.scram-sha-512.sasl.jaas.config": f"{packages}.scram.ScramLoginModule required;",
     }
-    broker = KafkaBroker(folder, _free_port(), settings, secure_port=_free_port())
+    broker = KafkaBroker(folder, free_port(), settings, secure_port=free_port())
     broker.start()
     try:
         mechanism = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
@@ -316,10 +325,3 @@ def secure_kafka(
         yield broker, _PASSWORD, certificates / "ca.pem"
     finally:
         broker.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -253,9 +253,10 @@ def _process(*command: str) -> Iterator["subprocess.Popen[str]"]:
 @contextlib.contextmanager
 def _serve(*command: str) -> Iterator[_Served]:
     """A server and the proxy before it; `PORT` in the command is a free one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Here, since modules of fixtures are loaded in any order.
+    from ports_fixtures import free_port
+
+    port = free_port()
     proxy_command = (sys.executable, str(_HERE / "kinesis_proxy.py"), str(port), str(_SEED))
     with (
         _process(*(str(port) if word == "PORT" else word for word in command)) as server,

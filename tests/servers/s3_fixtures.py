@@ -90,10 +90,13 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3_endpoints() -> Iterator[tuple[str, str]]:
     """URLs of the proxy and of the server; both processes end with the session."""
+    # Here, since modules of fixtures are loaded in any order.
+    from ports_fixtures import free_port
+
     if importlib.util.find_spec("moto") is None:
         message = "a real S3 server is needed: pip install 'moto[server]'"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    port = _free_port()
+    port = free_port()
     with (
         _process("-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)) as server,
         _process(str(Path(__file__).with_name("fault_proxy.py")), str(port), "0", str(_SEED)) as proxy,
@@ -131,13 +134,6 @@ def _process(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_up(process: "subprocess.Popen[str]", port: int) -> None:
