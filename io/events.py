@@ -14,6 +14,7 @@ from apache_beam.io.unbounded_source import ReadFromUnboundedSource, UnboundedSo
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.registry import backend
+from beamrec.io.split_source import SplitSource, place
 
 __all__ = ["ReadEvents", "SourceOptions", "identity", "open_sources"]
 
@@ -65,24 +66,34 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
     """Reads RAW_EVENTS batches of all splits.
 
     One Read for each split: on Flink all splits of one Read run on one subtask (the stage is keyed by
-    the source element, which is the same for all of them).
+    the source element, which is the same for all of them), and those of several where their keys happen to
+    lie; see `io.split_source`.
+
+    Attributes:
+      sources: one a split.
+      poll_interval: seconds until a source without data is asked again.
+      max_read_time_seconds: after which a busy source ends its bundle.
+      hold_seconds: how long a bundle waits for data, asking each `poll_interval`; 0 ends it at once.
     """
 
     sources: list[UnboundedSource]
     poll_interval: float = 0.05
     max_read_time_seconds: float = 0.1
+    hold_seconds: float = 0.0
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         """-> [RAW_EVENTS]."""
+        splits = [SplitSource.of(each, self.poll_interval, self.hold_seconds) for each in self.sources]
         reads = [
             begin
             | f"Split{i}"
             >> ReadFromUnboundedSource(
-                source,
-                poll_interval=self.poll_interval,
+                split,
+                # Where the bundle has waited already, the next one begins at once.
+                poll_interval=0 if self.hold_seconds else self.poll_interval,
                 max_read_time_seconds=self.max_read_time_seconds,
             )
-            for i, source in enumerate(self.sources)
+            for i, split in enumerate(place(splits))
         ]
         # Prism runs a Flatten by itself, between two stages: what is read would wait there for the next one.
         merged = reads[0] if len(reads) == 1 else reads | "Merge" >> beam.Flatten(pipeline=begin.pipeline)

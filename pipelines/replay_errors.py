@@ -118,7 +118,7 @@ def build(
     source = DeadLetters(config.source, tuple(numbers))
     parsed = (
         pipeline
-        | "ReadLetters" >> ReadEvents([source], read.poll_interval, read.max_read_time_seconds)
+        | "ReadLetters" >> ReadEvents([source], *read.parts)
         | "ParseReplayed" >> ParseReplayed(config.shop, config.dedupe_key, config.future_tolerance)
     )
     recommend_events(parsed, config, _NEVER_LATE_SECONDS)

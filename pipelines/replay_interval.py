@@ -129,7 +129,7 @@ def build(pipeline: beam.Pipeline, replay: IntervalReplay, read: ReadSettings | 
     else:
         places = replay.recommendations or "", replay.begin, replay.end
         sources, parsing = [RecommendedEvents(config.source, *places)], ParseReplayed(*options)
-    parsed = pipeline | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds) | "ParseEvents" >> parsing
+    parsed = pipeline | "ReadEvents" >> ReadEvents(sources, *read.parts) | "ParseEvents" >> parsing
     recommend_events(parsed, config)
 
 

@@ -65,7 +65,7 @@ def build(pipeline: beam.Pipeline, config: StreamConfig, read: ReadSettings | No
     sources = open_sources(config.input, config.source)
     parsed = (
         pipeline
-        | "ReadEvents" >> ReadEvents(sources, read.poll_interval, read.max_read_time_seconds)
+        | "ReadEvents" >> ReadEvents(sources, *read.parts)
         | "ParseEvents" >> ParseEvents(config.shop, config.dedupe_key, config.future_tolerance)
     )
     recommend_events(parsed, config)

@@ -33,10 +33,17 @@ class ReadSettings:
     Attributes:
       poll_interval: seconds until a source without data is asked again.
       max_read_time_seconds: seconds after which a busy source ends its bundle.
+      hold_seconds: how long a bundle waits for data, asking each `poll_interval`, where ending one is dear.
     """
 
     poll_interval: float = 0.05
     max_read_time_seconds: float = 0.1
+    hold_seconds: float = 0.0
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """As `io.events.ReadEvents` takes them."""
+        return self.poll_interval, self.max_read_time_seconds, self.hold_seconds
 
 
 @dataclasses.dataclass(frozen=True)

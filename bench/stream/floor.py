@@ -59,7 +59,7 @@ def main() -> None:
         pipeline = beam.Pipeline(options=PipelineOptions(args))
         _ = (
             pipeline
-            | ReadEvents(sources, preset.read.poll_interval, preset.read.max_read_time_seconds)
+            | ReadEvents(sources, *preset.read.parts)
             | beam.Reshuffle()
             | beam.ParDo(_Note(str(values.output / "seen.jsonl")))
         )
