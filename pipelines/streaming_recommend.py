@@ -31,6 +31,7 @@ from beamrec.pipelines.arguments import parse_pipeline
 from beamrec.pipelines.console import Console
 from beamrec.pipelines.job import RunnerLostError, run_job
 from beamrec.pipelines.job_metrics import MetricsHistory, latency, tell_prometheus
+from beamrec.pipelines.resume import check_resume
 from beamrec.pipelines.stream_options import StreamConfig, StreamOptions, make_config
 from beamrec.pipelines.stream_rules import search
 from beamrec.runners.preset import Job, ReadSettings, check_runner, find_preset, launch
@@ -201,6 +202,7 @@ def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
     if config.clicks_before:
         check_history(config.vector_db)
     store.check()
+    check_resume(store, config.splits, beam_args)
     console.status(
         f"serving release {release.id}; reading {config.input}; a recommendation is written when its "
         f"{config.window_seconds} s window closes"

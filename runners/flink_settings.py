@@ -21,8 +21,10 @@ _TASK_MANAGER = {
     "taskmanager.memory.framework.heap.size": "64m",
     "taskmanager.memory.framework.off-heap.size": "64m",
     "taskmanager.memory.managed.size": "64m",
-    "taskmanager.memory.network.min": "32m",
-    "taskmanager.memory.network.max": "32m",
+    "taskmanager.memory.network.min": "64m",
+    "taskmanager.memory.network.max": "64m",
+    # Each shuffle of a batch run wants these; of the default, 512, two took all of the memory.
+    "taskmanager.network.sort-shuffle.min-buffers": "64",
     "taskmanager.memory.jvm-metaspace.size": "160m",
     "taskmanager.memory.jvm-overhead.min": "64m",
     "taskmanager.memory.jvm-overhead.max": "64m",
@@ -42,17 +44,9 @@ clientPort={port}
 clientPortAddress=127.0.0.1
 admin.enableServer=false
 """
-# What a worker installs goes into an environment of its own, which sees the pool's packages behind it: two
-# workers do not meet, and a job's --setup_file counts over what the pool has.
 _WORKER = """\
 #!/bin/sh
-set -e
-work=$(mktemp -d {folder}/workers/XXXXXXXX)
-cd "$work"
-{python} -m venv --without-pip env
-echo "import site; site.addsitedir({packages!r})" > env/lib/python{version}/site-packages/pool.pth
-export PATH="$work/env/bin:$PATH" RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
-exec {boot} --semi_persist_dir="$work" "$@"
+exec {python} -ESs {program} {folder} {boot} {packages} "$@"
 """
 
 
@@ -100,13 +94,14 @@ def configure(folder: Path, ports: Mapping[str, int], boot: str) -> None:
     (conf / "log4j.properties").write_text(_LOG, encoding="utf-8")
     zookeeper = _ZOOKEEPER.format(folder=folder, port=ports["zookeeper"])
     (conf / "zoo.cfg").write_text(zookeeper, encoding="utf-8")
-    worker = _WORKER.format(
-        folder=shlex.quote(str(folder)),
-        python=shlex.quote(sys.executable),
-        version=f"{sys.version_info.major}.{sys.version_info.minor}",
-        packages=sysconfig.get_path("purelib"),
-        boot=shlex.quote(boot),
-    )
+    words = {
+        "python": sys.executable,
+        "program": Path(__file__).with_name("flink_worker.py"),
+        "folder": folder / "workers",
+        "boot": boot,
+        "packages": sysconfig.get_path("purelib"),
+    }
+    worker = _WORKER.format(**{name: shlex.quote(str(word)) for name, word in words.items()})
     (conf / "worker").write_text(worker, encoding="utf-8")
     (conf / "worker").chmod(0o755)
 
@@ -123,7 +118,7 @@ def commands(folder: Path, ports: Mapping[str, int], flink: str, job_server: str
     java, runtime = ["java", *opens, log], "org.apache.flink.runtime"
     zookeeper = [*java, "-Xmx64m", "-cp", flink, f"{runtime}.zookeeper.FlinkZooKeeperQuorumPeer"]
     manager = [*java, "-Xmx512m", "-cp", flink, f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"]
-    worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=160m", "-XX:MaxDirectMemorySize=160m", "-cp", flink]
+    worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=160m", "-XX:MaxDirectMemorySize=192m", "-cp", flink]
     server = [*java, "-Xmx512m", "-cp", job_server, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
     server_ports = [f"--{name}-port={ports[name]}" for name in ("job", "artifact", "expansion")]
     pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
