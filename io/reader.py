@@ -118,6 +118,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         self._current: pa.RecordBatch | None = None
         self._quiet_seconds, self._asked_at = 0.0, time.monotonic()
         self._ended_at: float | None = None
+        # Whether the sink is waited for: what a bundle has emitted does not reach it before the bundle's end.
+        self.paused = False
         self._drained: bool | None = None
         self._next_drain_look = 0.0
         self._watermark_us: int | None = None
@@ -175,7 +177,8 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
         metrics.count_waits(WAITS.take())
         self._count_quiet_time()
         draining = self._draining()
-        if self._waits_for_the_sink():
+        self.paused = self._waits_for_the_sink()
+        if self.paused:
             return False
         batch = next(self._batches, None)
         while batch is None:

@@ -22,6 +22,7 @@ KEY_GROUPS = 128
 """Flink's `--max_parallelism` in the preset; a power of two."""
 
 _SALT = struct.Struct(">I")
+_PAUSE_SECONDS = 1.0
 
 
 class SplitSource(UnboundedSource):  # type: ignore[misc]
@@ -159,7 +160,9 @@ class _PatientReader(UnboundedReader):  # type: ignore[misc]
         if self._until is None:
             self._until = now + self._hold_seconds
         while not has_data and now < self._until and self._reader.get_watermark() < MAX_TIMESTAMP:
-            time.sleep(min(self._poll_seconds, self._until - now))
+            if getattr(self._reader, "paused", False):
+                self._until = min(self._until, now + _PAUSE_SECONDS)
+            time.sleep(max(min(self._poll_seconds, self._until - now), 0.0))
             has_data = self._reader.advance()
             now = time.monotonic()
         return has_data

@@ -147,9 +147,11 @@ FLINK = register(
     Preset(
         "flink",
         _start,
-        # Every poll that finds nothing leaves some 2 kB of state behind until the job is restarted
-        # (apache/beam#27648): half a second of latency for 13 MB an hour and split.
-        ReadSettings(poll_interval=0.5, max_read_time_seconds=2.0),
+        # Each bundle of a read leaves some kB of state behind until the job is restarted (apache/beam#27648),
+        # and the runner takes the time to the next in whole seconds. So a bundle waits for data by itself:
+        # what is fused with the read is as quick as the polls, files and the watermark wait for its end.
+        # Of a busy source the TaskManager keeps what a bundle emits until then: not for as long.
+        ReadSettings(poll_interval=0.02, max_read_time_seconds=2.0, hold_seconds=5.0),
         checks=_CHECKS,
     )
 )

@@ -88,6 +88,15 @@ def test_a_bundle_waits_no_longer_than_its_hold_time(folder: Path) -> None:
     assert reader.advance(), "the next bundle has its own"
 
 
+def test_a_bundle_ends_soon_where_the_sink_is_waited_for(folder: Path) -> None:
+    put(folder)
+    options = SourceOptions(str(folder.parent / "out"), "run", max_in_flight_mb=0)
+    source = EventFiles(str(folder), options)
+    reader = SplitSource.of(source, 0.01, LONG).create_reader(None, None)
+    assert reader.start()
+    assert not reader.advance(), "what was emitted reaches the sink after the bundle's end"
+
+
 def test_a_bundle_ends_with_its_source(folder: Path) -> None:
     reader = SplitSource.of(files(folder, idle=0.1), 0.01, LONG).create_reader(None, None)
     assert not reader.start()
