@@ -1,19 +1,18 @@
 """The streaming job while its database is stopped and started again: nothing lost, memory bounded."""
 
 import collections
-import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
+from serving_fixtures import Serving
 
 from beamrec.io.ledger import Tally, account
 from beamrec.io.store import LocalStore
-
-if TYPE_CHECKING:
-    from postgresql_fixtures import PostgreSQL
 
 pytestmark = pytest.mark.faults
 
@@ -28,42 +27,6 @@ MORE_MEGABYTES = 250
 WAIT_SECONDS = 900  # only a failure waits so long
 
 
-@dataclasses.dataclass
-class Serving:
-    """The serving database of a job, with the release of the trained shop."""
-
-    server: "PostgreSQL"
-    uri: str
-
-    def served_at(self) -> dict[str, tuple[str, float]]:
-        """Customer → (id of the event, when its row was committed)."""
-        rows = self.server.execute(
-            "SELECT customer_id, event_id, extract(epoch FROM pg_xact_commit_timestamp(xmin)) "
-            "FROM beamrec.recommendations_latest",
-            database="serving",
-        )
-        return {customer: (event, float(at)) for customer, event, at in rows}
-
-
-@pytest.fixture
-def serving(
-    unsteady_postgresql: "PostgreSQL",
-    trained: Any,
-    command_line: Callable[..., dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    source_password: str,
-) -> Serving:
-    """A database of the test's own on a server that may be stopped."""
-    monkeypatch.setenv("BEAMREC_VECTOR_DB_PASSWORD", source_password)
-    name = unsteady_postgresql.create_database("serving")
-    unsteady_postgresql.execute("CREATE EXTENSION vector", database=name)
-    uri = unsteady_postgresql.uri(name)
-    for verb in ("load", "promote"):
-        done = command_line("release", verb, trained.release, f"--vector-db={uri}", home=trained.home)
-        assert done["ok"], done
-    return Serving(unsteady_postgresql, uri)
-
-
 def check(job: Any, clicks: Any, serving: Serving) -> None:
     """Every event has one record, none is a dead letter, and each customer is served its newest event."""
     counted = collections.Counter(record["event_id"] for _, record in job.visible())
@@ -73,18 +36,6 @@ def check(job: Any, clicks: Any, serving: Serving) -> None:
     assert found.reconciled, found
     assert found.counts.out == found.counts.records_in == len(clicks.sent)
     assert {customer: event for customer, (event, _) in serving.served_at().items()} == clicks.newest()
-
-
-def wait_until_served(serving: Serving, clicks: Any, job: Any) -> float:
-    """Until what is sent now is served; returns how long that took."""
-    began = time.monotonic()
-    wanted = len(clicks.sent) - 1
-    customer = str(clicks.sent[wanted - 1 + wanted % 2].customer)  # one of its own
-    while customer not in serving.served_at():
-        assert job.running, job.log.read_text()[-3000:]
-        assert time.monotonic() - began < WAIT_SECONDS, job.log.read_text()[-3000:]
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 def wait_while_nothing_is_read(tally: Tally, seconds: float) -> int:
@@ -100,34 +51,35 @@ def wait_while_nothing_is_read(tally: Tally, seconds: float) -> int:
     return read
 
 
-def latencies(serving: Serving, clicks: Any) -> list[tuple[float, float]]:
-    """(when an event was due, seconds until it was served) of the customers that came once."""
+def latencies(serving: Serving, clicks: Any) -> npt.NDArray[np.float64]:
+    """[number of customers that came once, 2]: when an event was due, seconds until it was served."""
     served = serving.served_at()
     once = (event for event in clicks.sent if event.number % 2)
-    return [(event.at, served[str(event.customer)][1] - event.at) for event in once]
+    return np.array([(event.at, served[str(event.customer)][1] - event.at) for event in once])
 
 
-def p99(points: list[tuple[float, float]], begin: float, end: float) -> float:
+def p99(points: npt.NDArray[np.float64], begin: float, end: float) -> float:
     """Of the latencies of events that were due between two times."""
-    within = sorted(latency for at, latency in points if begin <= at < end)
-    return within[int(0.99 * (len(within) - 1))] if within else float("nan")
+    first, last = np.searchsorted(points[:, 0], (begin, end))
+    return float(np.percentile(points[first:last, 1], 99)) if last > first else float("nan")
 
 
-def recovery(points: list[tuple[float, float]], back: float, end: float, usual: float) -> float:
+def recovery(points: npt.NDArray[np.float64], back: float, end: float, usual: float) -> float:
     """Seconds after `back` from which on the p99 of each second is within three times the usual one."""
     slow = [s for s in range(int(end - back)) if p99(points, back + s, back + s + 1) > 3 * usual]
     return float(max(slow) + 1) if slow else 0.0
 
 
 def test_the_database_goes_away_again_and_again(
-    serving: Serving, stream_job: Callable[..., Any], stream_load: Callable[..., Any]
+    serving_database: Serving, stream_job: Callable[..., Any], stream_load: Callable[..., Any]
 ) -> None:
+    serving = serving_database
     job = stream_job(f"--vector-db={serving.uri}", "--window-seconds=2", "--max-delay=1").start()
     clicks = stream_load("clicks", job.input, RATE, PADDING)
     job.wait_for(1, WAIT_SECONDS)
     memory, tally = stream_load("memory", job.pid), Tally(LocalStore(job.output))
     outages: list[tuple[float, float]] = []
-    wait_until_served(serving, clicks, job)
+    serving.wait_until_served(clicks, job, WAIT_SECONDS)
     steady = time.time()
     time.sleep(2 * STEADY_SECONDS)
     for how in STOPS:
@@ -137,10 +89,10 @@ def test_the_database_goes_away_again_and_again(
         assert len(clicks.sent) - read > RATE * DOWN_SECONDS / 2
         serving.server.start()
         outages.append((down, time.time()))
-        wait_until_served(serving, clicks, job)
+        serving.wait_until_served(clicks, job, WAIT_SECONDS)
         time.sleep(STEADY_SECONDS)
     clicks.stop()
-    wait_until_served(serving, clicks, job)
+    serving.wait_until_served(clicks, job, WAIT_SECONDS)
     assert job.interrupt()["ok"], job.log.read_text()[-3000:]
     memory.stop()
     check(job, clicks, serving)
@@ -155,9 +107,13 @@ def report(serving: Serving, clicks: Any, memory: Any, steady: float, outages: l
     usual = p99(points, steady, outages[0][0])
     ends = [down for down, _ in outages[1:]] + [clicks.sent[-1].at]
     times = [recovery(points, back, end, usual) for (_, back), end in zip(outages, ends, strict=True)]
+    load, peaks = (
+        os.getloadavg(),
+        [memory.peak(down, end) for (down, _), end in zip(outages, ends, strict=True)],
+    )
     print(
         f"{len(clicks.sent):,} events at {RATE}/s, {len(outages)} outages of {DOWN_SECONDS} s; p99 before "
         f"{1000 * usual:.0f} ms, after {[round(1000 * p99(points, e - STEADY_SECONDS, e)) for e in ends]} "
-        f"ms; back to normal after {times} s; memory {memory.peak(end=outages[0][0]):.0f} MB before, "
-        f"{memory.peak():.0f} MB at most"
+        f"ms; back to normal after {times} s; memory {memory.peak(end=outages[0][0]):.0f} MB before, then "
+        f"{[round(peak) for peak in peaks]} MB at most; load of the machine {load}"
     )
