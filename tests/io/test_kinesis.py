@@ -162,12 +162,18 @@ def test_a_checkpoint_mark_tells_sequence_numbers(kinesis_job: Any) -> None:
 
 
 def test_a_shard_is_read_at_most_five_times_a_second(kinesis_job: Any) -> None:
-    job = kinesis_job
+    job, before = kinesis_job, kinesis_job.server.report()["reads"]
     job.start()
-    job.read(0, quiet_seconds=4)
-    reads = job.server.report()["reads"]
-    assert any(count > 4 for count, _ in reads.values()), "nothing was read: the test has shown nothing"
-    assert all(count <= 5 * seconds + 1 for count, seconds in reads.values())
+
+    def reads() -> list[list[float]]:
+        found = job.server.report()["reads"]
+        return [times[len(before.get(shard, ())) :] for shard, times in found.items()]
+
+    job.wait(lambda _: max(map(len, reads()), default=0) > 16)
+    for times in reads():
+        # What is on its way for long seems to come faster: not all of the first ones are.
+        rests = (times[first:] for first in range(min(5, len(times))))
+        assert not times or any(len(rest) <= 5 * (rest[-1] - rest[0] + 0.5) + 1 for rest in rests)
 
 
 def test_a_role_is_assumed_for_every_call(moto_stream: Any, kinesis_jobs: Callable[[Any], Any]) -> None:

@@ -1,5 +1,6 @@
 """Refused, dropped and slow calls, readers that overtake each other, streams that are not what they were."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -51,11 +52,15 @@ def test_a_service_too_slow_for_large_answers_is_asked_for_small_ones(
 
 def test_an_outage_does_not_count_as_quiet(kinesis_job: Any) -> None:
     job, sent = kinesis_job, numbered(0, 200)
-    job.start(stop_when_idle_seconds=6.0)
-    job.read(0, quiet_seconds=1)
+    job.start()
+    (reader,) = job.readers
+    job.wait(lambda _: not reader.busy(True))
     with job.server.faults(1.0):
         job.server.put(*sent)
-        assert job.read(0, quiet_seconds=8) == []
+        # Before it is known that nobody answers, it would be quiet time.
+        assert job.wait(lambda _: reader.busy(True)) == []
+        reader.options = dataclasses.replace(reader.options, stop_when_idle_seconds=2.0)
+        assert job.read(0, quiet_seconds=4) == []
     rows = job.finish()
     assert sorted(row["payload"] for row in rows) == sent
 

@@ -11,11 +11,13 @@ from beamrec.io.source_log import SourceLog
 
 @pytest.fixture
 def job(ageing_kinesis: Any, kinesis_jobs: Callable[[Any], Any]) -> Any:
-    """On each server in turn, ten records read of the first shard."""
+    """On each server in turn, ten records read of the first shard, and none of the second."""
     made = kinesis_jobs(ageing_kinesis)
     made.server.put(*_records("read", 10), hash_key="1")
     made.start()
-    made.fate(made.read(10, quiet_seconds=1))
+    rows = made.read(10)
+    rows += made.wait(lambda _: len({part.source for part in SourceLog(made.store).read()}) == 2)
+    made.fate(rows)
     made.stop()
     return made
 
@@ -43,6 +45,7 @@ def test_records_that_expired_unread_are_a_gap_and_no_fault_of_the_account(
     job.server.put(*_records("later", 3), hash_key="1")
     job.start()
     job.fate(job.read(3))
+    job.wait(lambda _: len(read_gaps(job.store)) == 2)
     job.start()
     job.read(0)
     first, second = _names(job)[:2]
@@ -118,8 +121,9 @@ def test_without_the_right_to_know_the_retention_the_job_goes_on(
 
 
 def test_an_idle_shard_is_noted_as_read_once_an_hour(kinesis_job: Any) -> None:
-    for _ in range(2):
-        kinesis_job.start()
-        kinesis_job.read(0, quiet_seconds=1)
+    kinesis_job.start()
+    kinesis_job.wait(lambda _: len(SourceLog(kinesis_job.store).read()) >= 2)
+    kinesis_job.start()
+    kinesis_job.read(0, quiet_seconds=1)
     parts = SourceLog(kinesis_job.store).read()
     assert [(part.position, part.records) for part in parts] == [(0, 0), (0, 0)]

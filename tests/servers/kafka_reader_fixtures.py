@@ -13,7 +13,7 @@ from beamrec.io.kafka import open_sources
 from beamrec.io.store import LocalStore
 
 Rows = list[dict[str, Any]]
-_SECONDS = 120
+_SECONDS = 600
 
 
 def payloads(rows: Rows) -> list[bytes]:

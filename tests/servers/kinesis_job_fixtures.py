@@ -13,7 +13,7 @@ from beamrec.io.kinesis import open_sources
 from beamrec.io.ledger import account
 from beamrec.io.store import LocalStore
 
-_WAIT_SECONDS = 120  # only a failure waits so long
+_WAIT_SECONDS = 600  # only a failure waits so long
 
 Row = dict[str, Any]
 
