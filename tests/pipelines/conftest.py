@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 
-def beamrec(*argv: str, home: Path, timeout: float = 300) -> dict[str, Any]:
+def beamrec(*argv: str, home: Path, timeout: float = 900) -> dict[str, Any]:
     """Runs `beamrec … --json`; returns its object."""
     command = [sys.executable, "-m", "beamrec.pipelines.cli", *argv, "--json", f"--home={home}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -142,14 +142,14 @@ class StreamJob:
         os.killpg(self._process.pid, signal.SIGINT)
         return self.finish()
 
-    def finish(self, timeout: float = 600) -> dict[str, Any]:
+    def finish(self, timeout: float = 900) -> dict[str, Any]:
         """Waits for the end; returns the `--json` object."""
         assert self._process is not None
         out, _ = self._process.communicate(timeout=timeout)
         assert out.strip(), self.log.read_text()[-3000:]
         return json.loads(out.splitlines()[-1]) | {"exit_code": self._process.returncode}
 
-    def wait_for(self, rows: int, timeout: float = 300) -> None:
+    def wait_for(self, rows: int, timeout: float = 900) -> None:
         """Waits until that many recommendations are visible."""
         deadline = time.monotonic() + timeout
         while len(self.visible()) < rows:

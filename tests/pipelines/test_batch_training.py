@@ -299,26 +299,22 @@ def test_a_run_killed_while_it_stages_leaves_whole_data_and_the_next_one_no_orph
     generate_shop(uri, ShopSize(customers=300, products=60, ratings=4_000))
     batch(uri, output)
     reference = open_training(str(output)).to_table().num_rows
-    change(uri, "UPDATE ratings SET productRating = 6 - productRating")
-    argv = ["--source", uri, "--output", str(output)]
-    command = [
-        sys.executable,
-        "-m",
-        "beamrec.pipelines.batch_training",
-        *argv,
-        "--home",
-        str(tmp_path / "home"),
-    ]
-    process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list(output.glob("_staging/*/ratings_ml_training/*")) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list(output.glob("_staging/*")), "killed too late to show anything"
+    argv = ["--source", uri, "--output", str(output), "--home", str(tmp_path / "home")]
+    command = [sys.executable, "-m", "beamrec.pipelines.batch_training", *argv]
+    for _ in range(20):  # on a busy machine it may be done before it is killed
+        change(uri, "UPDATE ratings SET productRating = 6 - productRating")
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not list(output.glob("_staging/*/ratings_ml_training/*")) and process.poll() is None:
+            time.sleep(0.002)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if list(output.glob("_staging/*")):
+            break
+    else:
+        pytest.fail("killed too late to show anything, or not at all")
     assert open_training(str(output)).to_table().num_rows == reference
     batch(uri, output)
     manifest = read_manifest(str(output))

@@ -23,7 +23,7 @@ def test_no_record_stops_the_stream_and_each_has_its_fate(
     for number in range(4):
         lines = b"".join(record.payload + b"\n" for record in records[number::4])
         (job.input / f"{number}.jsonl").write_bytes(lines)
-    result = job.start().finish(timeout=600)
+    result = job.start().finish()
     assert result["ok"], result
     found = account(LocalStore(job.output))
     assert found.reconciled

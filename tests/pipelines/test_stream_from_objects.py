@@ -22,9 +22,9 @@ def test_objects_become_recommendations_once(
     objects = open_store(uri, "--input")
     job = stream_job(f"--input={uri}", "--runner=direct", "--stop-when-idle=3")
     objects.put("2026/11/22/07/a.jsonl.gz", gzip.compress(b"\n".join(map(event, range(50)))))
-    assert job.start().finish(timeout=400)["out"] == 50
+    assert job.start().finish()["out"] == 50
     objects.put("2026/11/22/06/late.jsonl", b"\n".join(map(event, range(50, 80))) + b"\nno event\n")
-    result = job.start().finish(timeout=400)
+    result = job.start().finish()
     assert result["ok"], result
     assert (result["in"], result["out"], result["dead_letters"], result["reconciled"]) == (81, 80, 1, True)
     assert sorted(record["event_id"] for _, record in job.visible()) == sorted(f"e{n}" for n in range(80))
