@@ -1,11 +1,12 @@
 """What all contestants use: one Kafka broker, and one PostgreSQL with pgvector that serves a release."""
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,8 @@ _CUSTOMERS, _RATINGS = 10_000, 4_000_000
 @contextlib.contextmanager
 def broker(folder: Path) -> Iterator[Any]:
     """The Kafka broker of the tests, with room for what waits in a topic; killed at the end."""
-    place = ROOT / "tests" / "servers" / "kafka_fixtures.py"
-    spec = importlib.util.spec_from_file_location("kafka_fixtures", place)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{place} is not there")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "tests" / "servers"))
+    module: Any = importlib.import_module("kafka_fixtures")
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
