@@ -216,7 +216,8 @@ def connect(
     options = connection_options(uri, more=("secret",))
     where = f"PostgreSQL at {options['host']}:{options['port']}/{options['dbname']}"
     names = (password_env,) if password_env else PASSWORD_VARIABLES
-    password = _password(options.pop("secret", None), names)
+    secret = options.pop("secret", None)
+    password = _password(secret, names)
     try:
         return psycopg2.connect(
             **options,
@@ -231,7 +232,7 @@ def connect(
             reason = reason.replace(password, "…")
         raise UnavailableError(
             f"{where}: no connection as user {options['user']}: {reason.removesuffix('?')}; "
-            f"{_what_to_check(reason, names)}"
+            f"{_what_to_check(reason, (secret,) if secret else names)}"
         ) from None
 
 

@@ -27,8 +27,11 @@ def test_where_nobody_listens_host_and_port_are_to_be_checked() -> None:
 
 
 def test_a_wrong_password_is_to_be_checked_where_it_comes_from(
-    postgresql: "PostgreSQL", monkeypatch: pytest.MonkeyPatch
+    postgresql: "PostgreSQL", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "password").write_text("wrong one")
+    with pytest.raises(UnavailableError, match=f"the user and the password, in file://{tmp_path}/password"):
+        connect(f"{postgresql.uri('postgres')}?secret=file://{tmp_path}/password")
     monkeypatch.setenv("BEAMREC_VECTOR_DB_PASSWORD", "wrong one")
     with pytest.raises(
         UnavailableError, match="check the user and the password, in BEAMREC_VECTOR_DB_PASSWORD"
