@@ -27,6 +27,8 @@ _LOOKS = 2
 # Prism 2.77 asks for the progress of its own bundles too, which have no worker, if it gets no time for a
 # moment between two steps: a nil pointer on a very busy machine.
 _PANIC = "panic in stage.Execute"
+# Flink's JobManager is away, or another one, which does not know the job.
+_LOST = (_PANIC, "FlinkJobNotFoundException", "Number of retries has been exhausted")
 _ESCAPED_NEWLINE, _NEWLINE = "\\n", "\n"  # runners quote a worker's traceback into one line
 _WORDS = {
     "in": "read",
@@ -139,7 +141,7 @@ def _wait(result: Any, outcome: dict[str, BaseException]) -> None:
 
 def _failure(error: BaseException) -> Exception:
     """What ended the job; a worker's own error, of which the runner hands on the text, keeps its code."""
-    if isinstance(error, grpc.RpcError) or _PANIC in str(error):
+    if isinstance(error, grpc.RpcError) or any(sign in str(error) for sign in _LOST):
         return RunnerLostError(
             "the runner ended unexpectedly; nothing is lost: start the job again, it goes on where it stopped"
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +33,7 @@ from beamrec.pipelines.job_metrics import MetricsHistory, latency, tell_promethe
 from beamrec.pipelines.resume import check_resume
 from beamrec.pipelines.stream_options import StreamConfig, StreamOptions, make_config
 from beamrec.pipelines.stream_rules import search
+from beamrec.runners.flink_jobs import end_lost_jobs
 from beamrec.runners.preset import Job, ReadSettings, check_runner, find_preset, launch
 from beamrec.schemas.errors import BadDataError
 from beamrec.schemas.summary import StageSummary
@@ -48,6 +48,8 @@ __all__ = ["StreamResult", "build", "main", "recommend_events", "run", "run_stre
 
 
 _RUNNER_RESTARTS = 5
+# One that ran for so long may be lost as often as before.
+_SOUND_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +170,13 @@ def _run_to_end(
     console: Console,
     history: MetricsHistory,
 ) -> None:
-    """Runs the job; a runner of its own that fails is started again, and goes on from the ledger."""
-    for restarts in itertools.count():
+    """Runs the job; a runner that is lost is started again, or awaited, and goes on from the ledger."""
+    restarts = 0
+    while True:
+        began = time.monotonic()
         with launch(runner, beam_args, console.status, config.job) as (preset, args):
-            pipeline = beam.Pipeline(options=PipelineOptions(args))
+            options = PipelineOptions(args)
+            pipeline = beam.Pipeline(options=options)
             build(pipeline, config.on(preset), preset.read)
             if not preset.streams:
                 console.status(f"--runner {runner} writes nothing before its input ends")
@@ -179,7 +184,10 @@ def _run_to_end(
                 run_job(pipeline, store, config.run, console, history, readers=config.splits)
                 return
             except RunnerLostError:
-                if not preset.is_own or restarts == _RUNNER_RESTARTS:
+                restarts = 1 if time.monotonic() - began > _SOUND_SECONDS else restarts + 1
+                if restarts > _RUNNER_RESTARTS or not (
+                    preset.is_own or end_lost_jobs(options.get_all_options())
+                ):
                     raise
         console.status("the runner failed by itself: it is started again, and goes on where it stopped")
 

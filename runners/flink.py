@@ -2,6 +2,7 @@
 
 import contextlib
 import urllib.parse
+import uuid
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
@@ -135,9 +136,12 @@ def _start(job: Job, beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
         preset += ["--environment_type=EXTERNAL", f"--environment_config={pool}"]
     runner = "PortableRunner"
     if cluster:
-        preset += [f"--job_endpoint={cluster.job_endpoint}"]
+        preset += [f"--job_endpoint={cluster.job_endpoint}", f"--flink_master={cluster.master}"]
     elif not options["job_endpoint"]:
         runner = "FlinkRunner"
+    if not options["job_name"]:
+        # By which it is found again after a JobManager was lost.
+        preset += [f"--job_name=beamrec-{job.verb}-{uuid.uuid4().hex[:12]}"]
     # Beam's default of 300 s is the deadline of the state stream too: every job would end after it.
     preset += [f"--job_server_timeout={10 * 365 * 86_400}"]
     yield [f"--runner={runner}", *preset, *beam_args]

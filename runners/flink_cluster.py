@@ -1,9 +1,10 @@
 """A Flink cluster on this machine, with no container: `make flink-up`, `make flink-down`.
 
-A JobManager, two TaskManagers, ZooKeeper, Beam's job server and a pool of Python workers, each a process of
-its own on the loopback and a free port. What is where stands in `cluster.json` in the cluster's folder
-(`.beamrec/flink`), beside configuration, logs and checkpoints. A JobManager or TaskManager that was lost is
-started again by `python -m beamrec.runners.flink_cluster restart NAME`, and the jobs go on.
+A JobManager, two TaskManagers, Beam's job server and a pool of Python workers, each a process of its own on
+the loopback and a free port. What is where stands in `cluster.json` in the cluster's folder
+(`.beamrec/flink`), beside configuration, logs and checkpoints. A part that was lost is started again by
+`python -m beamrec.runners.flink_cluster restart NAME`: Flink's jobs recover from the loss of a TaskManager,
+`beamrec stream` from that of the JobManager, which takes the jobs with it.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ __all__ = ["Cluster", "default_folder", "find_cluster", "flink_down", "flink_up"
 _STATE = "cluster.json"
 _START_SECONDS = 180.0
 _KEPT = ("checkpoints", "savepoints")
-_ANEW = ("conf", "logs", "artifacts", "workers", "ha", "zookeeper", "tmp")
+_ANEW = ("conf", "logs", "artifacts", "workers", "tmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Cluster:
 
     Attributes:
       folder: of everything that it keeps.
-      ports: by what listens there: zookeeper, rpc, rest, job, artifact, expansion, pool.
+      ports: by what listens there: rpc, rest, job, artifact, expansion, pool.
       pids: of its processes, by their names.
     """
 
@@ -50,7 +51,12 @@ class Cluster:
     @property
     def dashboard(self) -> str:
         """URL of Flink's own pages and REST interface."""
-        return f"http://localhost:{self.ports['rest']}"
+        return f"http://{self.master}"
+
+    @property
+    def master(self) -> str:
+        """Beam's `--flink_master`."""
+        return f"localhost:{self.ports['rest']}"
 
     @property
     def job_endpoint(self) -> str:
@@ -159,7 +165,7 @@ def flink_down(folder: Path) -> bool:
 
 
 def _free_ports() -> dict[str, int]:
-    names = ("zookeeper", "rpc", "rest", "job", "artifact", "expansion", "pool")
+    names = ("rpc", "rest", "job", "artifact", "expansion", "pool")
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in names]
         for each in sockets:

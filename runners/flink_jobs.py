@@ -18,7 +18,7 @@ from typing import Any
 from beamrec.runners.flink_cluster import default_folder, find_cluster
 from beamrec.schemas.errors import UnavailableError, UsageError
 
-__all__ = ["FlinkJobs", "ends_by_itself"]
+__all__ = ["FlinkJobs", "end_lost_jobs", "ends_by_itself"]
 
 _ENDED = ("CANCELED", "FAILED", "FINISHED")
 
@@ -41,6 +41,11 @@ class FlinkJobs:
     def states(self) -> dict[str, str]:
         """State of each job that the cluster knows, by its id."""
         return {job["id"]: job["status"] for job in self._ask("/jobs")["jobs"]}
+
+    def named(self, name: str) -> list[str]:
+        """Ids of the jobs of a name that have not ended."""
+        jobs = self._ask("/jobs/overview")["jobs"]
+        return [job["jid"] for job in jobs if job["name"] == name and job["state"] not in _ENDED]
 
     def running(self) -> list[str]:
         """Ids of the jobs that have not ended."""
@@ -123,6 +128,24 @@ def ends_by_itself(beam_options: Mapping[str, Any]) -> bool:
     """
     given = beam_options.get
     return not given("checkpointing_interval") or given("shutdown_sources_after_idle_ms") is not None
+
+
+def end_lost_jobs(beam_options: Mapping[str, Any]) -> bool:
+    """After a JobManager was lost, and the job with it: waits for the next one, where it is known.
+
+    With Flink's high availability that one finds the job again, and the job server does not: it is cancelled,
+    since it will be submitted anew. Whether there is a JobManager, and nothing left of the job.
+    """
+    master, name = beam_options.get("flink_master"), beam_options.get("job_name")
+    if not master or master.startswith("[") or not name:
+        return False
+    jobs = FlinkJobs(master if "//" in master else f"http://{master}")
+    try:
+        for job in jobs.named(name):
+            jobs.cancel(job)
+    except UnavailableError:
+        return False
+    return True
 
 
 def _local() -> str:

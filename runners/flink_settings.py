@@ -37,13 +37,6 @@ appender.console.type = CONSOLE
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %d %-5p %c - %m%n
 """
-_ZOOKEEPER = """\
-tickTime=1000
-dataDir={folder}/zookeeper
-clientPort={port}
-clientPortAddress=127.0.0.1
-admin.enableServer=false
-"""
 _WORKER = """\
 #!/bin/sh
 exec {python} -ESs {program} {folder} {boot} {packages} "$@"
@@ -65,15 +58,6 @@ def configure(folder: Path, ports: Mapping[str, int], boot: str) -> None:
         "parallelism.default": 1,
         # A job with less parallelism than slots: on both TaskManagers.
         "cluster.evenly-spread-out-slots": "true",
-        # A JobManager that was killed finds its jobs again, at their last checkpoints, when it is restarted.
-        "high-availability.type": "zookeeper",
-        "high-availability.zookeeper.quorum": f"localhost:{ports['zookeeper']}",
-        # Its successor waits this long for the leadership; much less, and a busy machine ends sessions.
-        "high-availability.zookeeper.client.session-timeout": 10000,
-        "high-availability.zookeeper.client.tolerate-suspended-connections": "true",
-        "high-availability.storageDir": (folder / "ha").as_uri(),
-        "high-availability.cluster-id": "/beamrec",
-        "high-availability.jobmanager.port": ports["rpc"],
         # A lost TaskManager is noticed after this, not after 50 s, so that recovery is a matter of seconds.
         "heartbeat.interval": 2000,
         "heartbeat.timeout": 20000,
@@ -92,8 +76,6 @@ def configure(folder: Path, ports: Mapping[str, int], boot: str) -> None:
     conf = folder / "conf"
     (conf / "flink-conf.yaml").write_text(lines, encoding="utf-8")
     (conf / "log4j.properties").write_text(_LOG, encoding="utf-8")
-    zookeeper = _ZOOKEEPER.format(folder=folder, port=ports["zookeeper"])
-    (conf / "zoo.cfg").write_text(zookeeper, encoding="utf-8")
     words = {
         "python": sys.executable,
         "program": Path(__file__).with_name("flink_worker.py"),
@@ -116,14 +98,12 @@ def commands(folder: Path, ports: Mapping[str, int], flink: str, job_server: str
     conf = ["--configDir", str(folder / "conf")]
     log = f"-Dlog4j.configurationFile={folder / 'conf' / 'log4j.properties'}"
     java, runtime = ["java", *opens, log], "org.apache.flink.runtime"
-    zookeeper = [*java, "-Xmx64m", "-cp", flink, f"{runtime}.zookeeper.FlinkZooKeeperQuorumPeer"]
     manager = [*java, "-Xmx512m", "-cp", flink, f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"]
     worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=160m", "-XX:MaxDirectMemorySize=192m", "-cp", flink]
     server = [*java, "-Xmx512m", "-cp", job_server, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
     server_ports = [f"--{name}-port={ports[name]}" for name in ("job", "artifact", "expansion")]
     pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
     return {
-        "zookeeper": [*zookeeper, "--zkConfigFile", str(folder / "conf" / "zoo.cfg"), "--peerId", "1"],
         "jobmanager": [*manager, *conf],
         **{
             f"taskmanager-{number}": [*worker, f"{runtime}.taskexecutor.TaskManagerRunner", *conf]

@@ -43,6 +43,7 @@ class LocalFlink:
         return [
             "--runner=flink",
             f"--job_endpoint={self.cluster.job_endpoint}",
+            f"--flink_master={self.cluster.master}",
             "--environment_type=EXTERNAL",
             f"--environment_config={self.cluster.pool}",
             f"--parallelism={parallelism}",
@@ -165,7 +166,7 @@ def wait_for_rows(job: Any, rows: int) -> None:
 
 @pytest.fixture(scope="session")
 def flink_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFlink]:
-    """JobManager, two TaskManagers, ZooKeeper, job server and worker pool."""
+    """JobManager, two TaskManagers, job server and worker pool."""
     folder = tmp_path_factory.mktemp("flink-session")
     # Workers inherit the pool's environment: what the Kinesis servers of the tests take.
     secrets = {
