@@ -13,7 +13,7 @@ SLOTS = 2
 _START_SECONDS = 180
 # Flink reflects into these since it serializes by itself.
 _OPENED = ("lang", "util", "net", "io", "nio", "time", "text", "lang.reflect", "util.concurrent")
-# All of them, as the start scripts would work them out; half a gigabyte a TaskManager.
+# All of them, as the start scripts would work them out; half a gigabyte a TaskManager, and its metaspace.
 _TASK_MANAGER = {
     "taskmanager.cpu.cores": "1.0",
     "taskmanager.memory.task.heap.size": "256m",
@@ -25,7 +25,8 @@ _TASK_MANAGER = {
     "taskmanager.memory.network.max": "64m",
     # Each shuffle of a batch run wants these; of the default, 512, two took all of the memory.
     "taskmanager.network.sort-shuffle.min-buffers": "64",
-    "taskmanager.memory.jvm-metaspace.size": "160m",
+    # It keeps the classes of every job and of every restart of one, 20 MB each (apache/beam#25510).
+    "taskmanager.memory.jvm-metaspace.size": "640m",
     "taskmanager.memory.jvm-overhead.min": "64m",
     "taskmanager.memory.jvm-overhead.max": "64m",
 }
@@ -99,7 +100,7 @@ def commands(folder: Path, ports: Mapping[str, int], flink: str, job_server: str
     log = f"-Dlog4j.configurationFile={folder / 'conf' / 'log4j.properties'}"
     java, runtime = ["java", *opens, log], "org.apache.flink.runtime"
     manager = [*java, "-Xmx512m", "-cp", flink, f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"]
-    worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=160m", "-XX:MaxDirectMemorySize=192m", "-cp", flink]
+    worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=640m", "-XX:MaxDirectMemorySize=192m", "-cp", flink]
     server = [*java, "-Xmx512m", "-cp", job_server, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
     server_ports = [f"--{name}-port={ports[name]}" for name in ("job", "artifact", "expansion")]
     pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
