@@ -110,8 +110,10 @@ class FlinkJobs:
                     return json.loads(answer.read() or b"{}")
             except urllib.error.HTTPError as error:
                 said = error.read().decode(errors="replace")[:500]
-                # A JobManager that has just begun, or has not yet the leadership, says 503.
-                if error.code != 503 or time.monotonic() > deadline:
+                # A JobManager that has just begun, or has not yet the leadership, says 503; of a job that
+                # was submitted just now 500.
+                busy = error.code == 503 or "while the JobManager is initializing" in said
+                if not busy or time.monotonic() > deadline:
                     raise UnavailableError(f"{self.url}{path}: {error.code}: {said}") from None
             except OSError as error:
                 if time.monotonic() > deadline:
