@@ -103,7 +103,7 @@ def commands(folder: Path, ports: Mapping[str, int], flink: str, job_server: str
     worker = [*java, "-Xmx320m", "-XX:MaxMetaspaceSize=640m", "-XX:MaxDirectMemorySize=192m", "-cp", flink]
     server = [*java, "-Xmx512m", "-cp", job_server, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
     server_ports = [f"--{name}-port={ports[name]}" for name in ("job", "artifact", "expansion")]
-    pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
+    pool = [sys.executable, "-m", "beamrec.runners.flink_pool"]
     return {
         "jobmanager": [*manager, *conf],
         **{
@@ -118,7 +118,7 @@ def commands(folder: Path, ports: Mapping[str, int], flink: str, job_server: str
         ],
         "worker-pool": [
             *pool,
-            f"--service_port={ports['pool']}",
-            f"--container_executable={folder / 'conf' / 'worker'}",
+            f"--port={ports['pool']}",
+            f"--executable={folder / 'conf' / 'worker'}",
         ],
     }

@@ -33,7 +33,8 @@ def main(folder: str, boot: str, packages: str, *flags: str) -> int:
     variables = {**os.environ, "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT": "1"}
     variables["PATH"] = f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [boot, f"--semi_persist_dir={work}", *flags]
-    process = subprocess.Popen(command, cwd=work, env=variables)  # noqa: S603
+    # The pool reads no standard output: a worker that filled the pipe would stand still.
+    process = subprocess.Popen(command, cwd=work, env=variables, stdout=sys.stderr)  # noqa: S603
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     control = next(flag.partition("=")[2] for flag in flags if flag.startswith("--control_endpoint="))
     refused = 0
