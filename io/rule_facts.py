@@ -19,7 +19,7 @@ from beamrec.io.arrow_types import check_key_type
 from beamrec.io.backend import Backend
 from beamrec.io.registry import backend
 from beamrec.io.table_reader import TableReader
-from beamrec.schemas.errors import BeamrecError, UsageError
+from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.rules import Facts, ProductFacts, PurchasesTable
 from beamrec.schemas.shop import Shop
 
@@ -257,11 +257,11 @@ class RuleFacts:
         except TimeoutError as error:
             if not is_away:
                 self._failed(error)
-        except UsageError:
+        except UnavailableError:
+            return
+        except Exception:
             if must:
                 raise
-        except BeamrecError:
-            return
 
     def _bought_by(self, customers: list[Any]) -> list[list[str]]:
         now = time.monotonic()
@@ -273,19 +273,23 @@ class RuleFacts:
                 or now - self._bought[customer][0] >= self._source.refresh_seconds
             ]
             question = (
-                self._ask(lambda: self._source.read_purchases(due))
-                if due and now >= self._not_before
-                else None
+                self._ask(lambda: self._read_purchases(now, due)) if due and now >= self._not_before else None
             )
         if question is not None:
             try:
-                self._remember(now, question.wait(self._patience))
-                self._answered()
+                question.wait(self._patience)
             except Exception as error:  # noqa: BLE001  (the last known hold)
                 self._failed(error)
         with self._lock:
             self._unknown += sum(customer not in self._bought for customer in customers)
             return [self._bought.get(customer, (0.0, []))[1] for customer in customers]
+
+    def _read_purchases(self, now: float, customers: list[Any]) -> _Purchases:
+        """Remembers the answer, also one that comes when nobody waits for it any more."""
+        found = self._source.read_purchases(customers)
+        self._remember(now, found)
+        self._answered()
+        return found
 
     def _remember(self, now: float, found: _Purchases) -> None:
         with self._lock:

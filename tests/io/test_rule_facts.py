@@ -13,7 +13,7 @@ import pytest
 
 from beamrec.io.rule_facts import FactsSource, RuleFacts
 from beamrec.schemas.errors import UnavailableError, UsageError
-from beamrec.schemas.rules import Facts, PurchasesTable
+from beamrec.schemas.rules import Facts, ProductFacts, PurchasesTable
 from beamrec.schemas.shop import CLASSICMODELS
 
 SmallShop = Callable[..., str]
@@ -182,6 +182,38 @@ def test_a_database_that_is_away_at_first_is_waited_for(shop: str) -> None:
         assert thread.is_alive()
     thread.join(300)
     assert stock(found[0], "P1") == [7]
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_remembered(shop: str) -> None:
+    never = 1e6
+    facts = RuleFacts(source(shop, never, columns=()), patience_seconds=0.2, retry_seconds=never)
+    with locked(shop):
+        assert pairs(facts.of(customers(1))) == []
+    wait_until(lambda: len(pairs(facts.of(customers(1)))) == 5)
+
+
+class _Breaks(FactsSource):
+    """Read once, and then a driver raises an error of its own."""
+
+    def read_products(self) -> ProductFacts:
+        try:
+            return super().read_products()
+        finally:
+            type(self).read_products = _raise  # type: ignore[method-assign]
+
+
+def _raise(self: FactsSource) -> ProductFacts:
+    raise ValueError("a date of the year 0")
+
+
+def test_an_error_of_a_driver_leaves_the_last_known_facts(shop: str) -> None:
+    facts = RuleFacts(_Breaks(shop, CLASSICMODELS, ("quantityInStock",), None, 0.05), patience_seconds=120)
+    assert stock(facts.of(customers()), "P1") == [7]
+    failures = 0
+    while not failures:
+        time.sleep(0.2)
+        assert stock(facts.of(customers()), "P1") == [7]
+        failures += facts.take_counts()[0]
 
 
 def test_a_table_that_is_not_there_at_first_ends_the_job(shop: str) -> None:
