@@ -144,7 +144,7 @@ def _rollback_targets(cursor: psycopg2.extensions.cursor, active: str | None, co
 
 
 def _serving(cursor: psycopg2.extensions.cursor, retention: dt.timedelta) -> list[str]:
-    """Loaded releases that visible recommendations inside the retention name (DESIGN 7)."""
+    """Loaded releases that visible recommendations inside the retention name."""
     cursor.execute(
         "SELECT id FROM beamrec.releases WHERE id IN ("
         "SELECT release FROM beamrec.recommendations_latest WHERE processed_at > now() - %s UNION "

@@ -77,7 +77,7 @@ def _help() -> str:
 
 
 def _refuse_secrets(argv: Sequence[str]) -> None:
-    """A command line is seen by every user of the machine, and is kept in `run.json` (DESIGN 13)."""
+    """A command line is seen by every user of the machine, and is kept in `run.json`."""
     for word in argv:
         if word.startswith("--") and _SECRET_FLAG.search(flag_name(word)):
             raise UsageError(

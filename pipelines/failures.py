@@ -17,7 +17,7 @@ _WORKER = re.compile(
 # What PostgreSQL adds below its message.
 _FURTHER = re.compile(r"\s*(?:$|\^|(?:DETAIL|HINT|CONTEXT|QUERY|LINE \d+): )")
 _WHILE_RUNNING = re.compile(r" \[while running .*\]$", re.DOTALL)
-# user:password@ in a URL that some library put into its message (DESIGN 13: no secret in an error).
+# user:password@ in a URL that some library put into its message: no secret stands in an error.
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
 
 

@@ -37,7 +37,7 @@ __all__ = [
 
 TIMESTAMP = pa.timestamp("us", "UTC")
 
-# Schema metadata that stamps a batch with its release (DESIGN 7).
+# Schema metadata that stamps a batch with its release.
 RELEASE_ID, RELEASE_URI, RELEASE_CHECKSUM = b"release", b"release_uri", b"release_checksum"
 
 # Fields that the recommendation record adds; an event's own fields of these names do not pass through.
@@ -53,7 +53,7 @@ RESERVED_FIELDS = (
 
 
 class Fate(enum.StrEnum):
-    """What became of a record; every record has exactly one (DESIGN 5)."""
+    """What became of a record; every record has exactly one."""
 
     VISIBLE = "visible"
     DEAD_LETTER = "dead_letter"
