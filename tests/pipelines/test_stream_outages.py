@@ -22,7 +22,7 @@ DOWN_SECONDS = 8 if SHORT else 30
 STEADY_SECONDS = 3 if SHORT else 20
 RATE = 50 if SHORT else 500
 PADDING = 2_000  # bytes; what is not left in the source shows in the memory
-# What the outages may add to the memory of a job that has warmed up, however long they are: 256 MiB of payload
+# What outages may add to the memory of a job that has warmed up, however long they are: 256 MiB of payload
 # may be on its way, here and in Prism. And what later outages may add to the earlier ones: nothing but noise.
 MORE_MEGABYTES, LATER_MEGABYTES = 600, 150
 WAIT_SECONDS = 900  # only a failure waits so long
