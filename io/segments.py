@@ -21,6 +21,7 @@ from beamrec.io.floors import Floors
 from beamrec.io.patience import patiently
 from beamrec.io.segment_files import SegmentFormat
 from beamrec.io.shard_log import CommitResult, ShardLog
+from beamrec.io.sink_settings import SinkSettings, fix_sink
 from beamrec.io.store import open_store
 from beamrec.schemas.events import OUTCOMES, Fate
 from beamrec.transforms import metrics
@@ -74,6 +75,7 @@ class _Sink:
     """What the logs of a process need to know; hashable, since the process shares them by it."""
 
     output: str
+    shards: int
     horizon_hours: int
     form: SegmentFormat
     max_bytes: int
@@ -89,6 +91,7 @@ class _Logs:
         self._floors = Floors(self._store)
         keep_books(self._store, owner=self)
         self._lock = threading.Lock()
+        self._checked = False
         self._logs: dict[int, tuple[threading.Lock, ShardLog]] = {}
 
     def commit(self, shard: int, outcomes: pa.Table) -> tuple[CommitResult, pa.Table]:
@@ -96,8 +99,13 @@ class _Logs:
 
         Raises:
           UnavailableError: it is away for longer.
+          UsageError: the folder was begun with another number of shards or another format.
         """
         with self._lock:
+            if not self._checked:
+                settings = SinkSettings(self._sink.shards, self._sink.form.name)
+                patiently(lambda: fix_sink(self._store, settings), self._sink.patience_seconds)
+                self._checked = True
             if shard not in self._logs:
                 log = ShardLog(self._store, shard, self._sink.horizon_hours, self._sink.form, self._floors)
                 self._logs[shard] = (threading.Lock(), log)
@@ -149,9 +157,9 @@ class WriteSegments(beam.PTransform):  # type: ignore[misc]
 
     Attributes:
       output: URI of the output folder.
-      shards: number of shards; stored with the output and never changed.
+      shards: number of shards; stored with the output and never changed, or the job fails.
       horizon_hours: how far back ids are remembered.
-      form: how recommendations are written; stored with the output and never changed.
+      form: how recommendations are written; stored with the output like the number of shards.
       max_file_mb: most data of one file, before it is compressed; a window that holds more gets several.
       patience_seconds: how long a store that is away is waited for before the job fails.
     """
@@ -166,7 +174,9 @@ class WriteSegments(beam.PTransform):  # type: ignore[misc]
     def expand(self, outcomes: beam.PCollection) -> beam.PCollection:
         """[OUTCOMES] -> one CommitResult a commit."""
         max_bytes = self.max_file_mb << 20
-        sink = _Sink(self.output, self.horizon_hours, self.form, max_bytes, self.patience_seconds)
+        sink = _Sink(
+            self.output, self.shards, self.horizon_hours, self.form, max_bytes, self.patience_seconds
+        )
         return (
             outcomes
             | "ByShard"

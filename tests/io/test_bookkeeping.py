@@ -108,7 +108,7 @@ def test_the_sink_of_any_pipeline_does_it_in_the_background(
 ) -> None:
     store = LocalStore(tmp_path)
     monkeypatch.setattr(bookkeeping.keep_books, "__defaults__", (0.05,))
-    logs = segments._Logs(segments._Sink(store.uri, 24, segments.SegmentFormat(), 1 << 20, 30))
+    logs = segments._Logs(segments._Sink(store.uri, 1, 24, segments.SegmentFormat(), 1 << 20, 30))
     sources = SourceLog(store)
     deadline, written = time.monotonic() + 300, 0
     while newest_account(store) is None:

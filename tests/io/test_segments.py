@@ -13,17 +13,19 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from beamrec.io.ledger import account, missing_segments
+from beamrec.io import segments
+from beamrec.io.ledger import Settings, account, fix_settings, missing_segments
 from beamrec.io.segment_files import SegmentFormat
 from beamrec.io.segments import WriteSegments, split_shards
 from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import LocalStore, Store, open_store
-from beamrec.schemas.errors import UnavailableError
+from beamrec.schemas.errors import BeamrecError, UnavailableError, UsageError
 from beamrec.schemas.events import OUTCOMES
 from beamrec.transforms.windows import WindowBatches
 
 HOUR = datetime(2026, 11, 22, 7, tzinfo=UTC)
 SHARDS = 3
+LINES = SegmentFormat()
 
 
 def batch(first: int, count: int, padding: int = 0) -> pa.RecordBatch:
@@ -72,6 +74,48 @@ def test_an_id_has_the_same_shard_for_ever_and_each_row_is_in_one():
         piece["position"].to_pylist() == sorted(piece["position"].to_pylist()) for piece in pieces.values()
     )
     assert split_shards(outcomes.slice(0, 0), 8) == []
+
+
+def logs(root: Path, shards: int, form: SegmentFormat = LINES) -> segments._Logs:
+    """The sink in a worker."""
+    return segments._Logs(segments._Sink(str(root), shards, 24, form, 1 << 26, 30))
+
+
+def commit(sink: segments._Logs, outcomes: pa.RecordBatch, shards: int) -> None:
+    """What a bundle of the sink does with outcomes."""
+    for number, piece in split_shards(outcomes, shards):
+        sink.commit(number, pa.Table.from_batches([piece]))
+
+
+def test_any_pipeline_keeps_the_number_of_shards_and_the_format(tmp_path: Path) -> None:
+    """The same rows by another number of shards would be new to most of them, and be written twice."""
+    store, outcomes = LocalStore(tmp_path), batch(0, 100)
+    SourceLog(store).seal([Part("file:a", 0, 100, 100, 0)])
+    commit(logs(tmp_path, 8), outcomes, 8)
+    with pytest.raises(UsageError, match="begun with shards = 8 and cannot go on with 4"):
+        commit(logs(tmp_path, 4), outcomes, 4)
+    with pytest.raises(UsageError, match=r"begun with format = 'jsonl' and .* 'jsonl\.gz'"):
+        commit(logs(tmp_path, 8, SegmentFormat("jsonl.gz")), outcomes, 8)
+    commit(logs(tmp_path, 8), outcomes, 8)
+    assert account(store).reconciled
+    assert account(store).counts.out == 90
+
+
+def test_a_folder_without_a_record_of_its_sink_takes_one_that_fits(tmp_path: Path) -> None:
+    """As an older version has begun it: by its stream's settings, or else by the shards that are there."""
+    store, outcomes = LocalStore(tmp_path), batch(0, 100)
+    fix_settings(store, Settings(8, "/in", None, "films"))
+    with pytest.raises(UsageError, match="begun with shards = 8 and cannot go on with 16"):
+        commit(logs(tmp_path, 16), outcomes, 16)
+    commit(logs(tmp_path, 8), outcomes, 8)
+    for name in ("settings", "sink"):
+        (tmp_path / f"_ledger/{name}.json").unlink()
+    with pytest.raises(UsageError, match="begun with shards = more than 7 and cannot go on with 4"):
+        commit(logs(tmp_path, 4), outcomes, 4)
+    commit(logs(tmp_path, 8), outcomes, 8)
+    (tmp_path / "_ledger/sink.json").write_bytes(b"{")
+    with pytest.raises(BeamrecError, match=r"_ledger/sink\.json of the output folder is damaged"):
+        commit(logs(tmp_path, 8), outcomes, 8)
 
 
 def test_a_window_that_holds_much_gets_several_files_of_limited_size(tmp_path: Path) -> None:
