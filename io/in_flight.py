@@ -12,11 +12,14 @@ Late or not decides only with which others a row is written, never what becomes 
 import collections
 import dataclasses
 import time
+from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from beamrec.io.books import Books
+from beamrec.io.fated_positions import by_source
 from beamrec.io.store import Store
 from beamrec.schemas.errors import UnavailableError
 
@@ -26,15 +29,27 @@ _LOOK_SECONDS = 1.0
 # A window that has just been closed is written at once, as a rule: reading goes on meanwhile.
 _GRACE_SECONDS = 5.0
 _CLOSED_SHARE = 0.25
-_INTERVAL = ["source", "after", "position"]
+_Run = tuple[int, int]
 
 
 @dataclasses.dataclass
 class _Window:
-    """What was emitted of one window: bytes, and of each source the interval that its rows lie in."""
+    """What was emitted of one window: bytes, and of each source the intervals that its rows tile.
+
+    Only those: what lies between them may belong to another window, which waits for this reader.
+    """
 
     bytes: int = 0
-    intervals: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    runs: dict[str, collections.deque[_Run]] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(collections.deque)
+    )
+
+    def add(self, source: str, after: int, position: int) -> None:
+        """Takes note of an interval; one that joins the last of its source makes it longer."""
+        runs = self.runs[source]
+        if runs and runs[-1][1] == after:
+            after, _ = runs.pop()
+        runs.append((after, position))
 
 
 class InFlight:
@@ -61,13 +76,8 @@ class InFlight:
         window = self._windows[(arrival // self._width_us + 1) * self._width_us]
         window.bytes += batch.nbytes
         self._bytes += batch.nbytes
-        sources = batch.column("source").dictionary_encode()
-        rows = pa.table([sources.indices, batch.column("after"), batch.column("position")], _INTERVAL)
-        names = sources.dictionary.to_pylist()
-        for row in rows.group_by("source").aggregate([("after", "min"), ("position", "max")]).to_pylist():
-            name, after, position = names[row["source"]], row["after_min"], row["position_max"]
-            before = window.intervals.get(name, (after, position))
-            window.intervals[name] = min(before[0], after), max(before[1], position)
+        for source, after, position in _runs(batch):
+            window.add(source, after, position)
 
     def close_at(self) -> int | None:
         """Where the window of the newest row ends [µs], if so much waits that it has to close early."""
@@ -111,7 +121,21 @@ class InFlight:
     def _is_done(self, window: _Window) -> bool:
         assert self._books is not None  # noqa: S101  (made by `_look`)
         sources = self._books.sources
-        return all(
-            source in sources and sources[source].has_fate(*interval)
-            for source, interval in window.intervals.items()
-        )
+        for source, runs in window.runs.items():
+            # What has its fate is let go of, and not asked for at the next look.
+            while runs and source in sources and sources[source].has_fate(*runs[0]):
+                runs.popleft()
+            if runs:
+                return False
+        return True
+
+
+def _runs(batch: pa.RecordBatch) -> Iterator[tuple[str, int, int]]:
+    """The intervals that the rows of a batch tile: (source, after, position), those of a source ascending."""
+    afters, positions = batch.column("after").to_numpy(), batch.column("position").to_numpy()
+    for source, index in by_source(pa.chunked_array([batch.column("source")]), positions):
+        after, position = afters[index], positions[index]
+        breaks = np.flatnonzero(after[1:] != position[:-1])
+        begins, ends = after[np.append(0, breaks + 1)], position[np.append(breaks, -1)]
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            yield source, begin, end

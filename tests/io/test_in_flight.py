@@ -5,10 +5,12 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from beamrec.io import in_flight
@@ -17,8 +19,9 @@ from beamrec.io.events import SourceOptions
 from beamrec.io.in_flight import InFlight
 from beamrec.io.ledger import account
 from beamrec.io.patience import patient, patiently
-from beamrec.io.reader import raw_events
+from beamrec.io.reader import LedgerReader, raw_events
 from beamrec.io.shard_log import ShardLog
+from beamrec.io.source_log import Part
 from beamrec.io.store import LocalStore
 from beamrec.schemas.errors import UnavailableError
 from beamrec.schemas.events import OUTCOMES
@@ -81,6 +84,88 @@ def test_of_several_sources_each_has_to_be_written(tmp_path: Path) -> None:
     assert flight.too_much(MINUTE_US)
     fate(store, both[1])
     assert not flight.too_much(MINUTE_US)
+
+
+def test_rows_between_those_of_a_closed_window_belong_to_one_that_waits_for_the_reader(
+    tmp_path: Path,
+) -> None:
+    """A partition that two producers write to whose clocks differ by more than a window."""
+    store = LocalStore(tmp_path)
+    flight = InFlight(store, 60, 400_000)
+    behind, ahead = [], []
+    for first in range(0, 400, 100):
+        behind.append(batch(first, 50))
+        ahead.append(batch(first + 50, 50, arrival_us=2 * MINUTE_US))
+        flight.emitted(behind[-1])
+        flight.emitted(ahead[-1])
+    assert flight.close_at() == 3 * MINUTE_US
+    assert flight.too_much(MINUTE_US)
+    for each in behind[:-1]:
+        fate(store, each)
+    assert flight.too_much(MINUTE_US), "one batch waits still"
+    fate(store, behind[-1])
+    assert not flight.too_much(MINUTE_US), "all that could be written is: the rest waits for the reader"
+    assert flight.close_at() is None
+    assert flight.too_much(3 * MINUTE_US)
+    for each in ahead:
+        fate(store, each)
+    assert not flight.too_much(3 * MINUTE_US)
+
+
+def test_a_batch_need_not_hold_what_lies_between_its_rows(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    flight = InFlight(store, 60, 400_000)
+    rows = batch(0, 400)
+    even = rows.take(pa.array(range(398, -2, -2)))
+    flight.emitted(even)
+    assert flight.too_much(MINUTE_US)
+    fate(store, even)
+    assert not flight.too_much(MINUTE_US)
+
+
+class _TwoClocks(LedgerReader):
+    """One partition: each second batch comes from a producer whose clock is two minutes ahead."""
+
+    ROWS = 100
+
+    def __init__(self, options: SourceOptions, arrivals: list[int]) -> None:
+        super().__init__(options)
+        self._arrivals, self._next, self._front = arrivals, 0, 0
+
+    def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
+        if self._next == len(self._arrivals):
+            return None
+        # As Kafka's: by the latest that was handed out.
+        self.advance_watermark(self._front / 1e6)
+        arrival, first = self._arrivals[self._next], self._next * self.ROWS
+        self.log.seal([Part("file:a", first, first + self.ROWS, self.ROWS, arrival)])
+        self._next, self._front = self._next + 1, max(self._front, arrival)
+        return iter([batch(first, self.ROWS, arrival)])
+
+
+def test_a_reader_of_producers_with_different_clocks_comes_to_its_end(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    arrivals = [1, 2 * MINUTE_US] + [3, 2 * MINUTE_US + 3] * 4
+    reader = _TwoClocks(SourceOptions(str(tmp_path), "run"), arrivals)
+    reader._in_flight = InFlight(store, 60, 600_000)
+    waiting: list[pa.RecordBatch] = []
+    read = idle = 0
+    while read < len(arrivals):
+        if reader.advance():
+            read, idle = read + 1, 0
+            waiting.append(reader.get_current())
+        else:
+            idle += 1
+        assert idle < 10, f"{read} batches were read, and all that could be written is"
+        # The sink writes each window that the watermark has passed.
+        passed = reader.get_watermark().micros
+        ends = [
+            (pc.max(each["arrival"].cast(pa.int64())).as_py() // MINUTE_US + 1) * MINUTE_US
+            for each in waiting
+        ]
+        for each in [each for each, end in zip(waiting, ends, strict=True) if end <= passed]:
+            fate(store, each)
+        waiting = [each for each, end in zip(waiting, ends, strict=True) if end > passed]
 
 
 def test_a_window_that_holds_too_much_closes_early(tmp_path: Path) -> None:
