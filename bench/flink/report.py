@@ -92,7 +92,7 @@ def _growth(records: Records) -> str:
         for (setting, rate), found in newest.items()
     ]
     head = [
-        "added latency",
+        "polls of a source without data",
         "source",
         "MB an hour and split",
         "bundles a second",
