@@ -8,7 +8,7 @@ from beamrec.io.begun import begin_run
 from beamrec.io.events import SourceOptions
 from beamrec.io.store import LocalStore
 from beamrec.pipelines.resume import check_resume
-from beamrec.runners.flink_jobs import ends_by_itself, main
+from beamrec.runners.flink_jobs import end_lost_jobs, ends_by_itself, main
 from beamrec.schemas.errors import UsageError
 
 SAVEPOINT = ("--savepoint_path=file:///savepoints/1",)
@@ -39,3 +39,8 @@ def test_without_a_cluster_the_verbs_say_what_to_give(
     monkeypatch.setenv("BEAMREC_HOME", str(tmp_path))
     with pytest.raises(UsageError, match="no local Flink cluster: give --url="):
         main(["savepoint"])
+
+
+def test_a_job_whose_jobmanager_is_not_known_is_not_submitted_again() -> None:
+    assert not end_lost_jobs({"flink_master": "[auto]", "job_name": "beamrec-stream-1"})
+    assert not end_lost_jobs({"flink_master": "localhost:8081", "job_name": None})
