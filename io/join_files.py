@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError
+from beamrec.schemas.records import changed_columns, columns_text
 
 __all__ = ["join_files"]
 
@@ -22,7 +23,8 @@ def join_files(store: Store, paths: Sequence[str], target: Path) -> int:
       How many rows there are, counted in what was written.
 
     Raises:
-      BeamrecError: a file is damaged, or what was written has not as many rows as what was read.
+      BeamrecError: a file is damaged or has other columns, or what was written has not as many rows as what
+        was read.
     """
     join, count = _FORMATS[paths[0][paths[0].rindex("/") :].partition(".")[2]]
     try:
@@ -60,9 +62,15 @@ def _join_tables(store: Store, paths: Sequence[str], target: Path) -> int:
     rows, waiting = 0, []
     with pq.ParquetFile(pa.BufferReader(store.read(paths[0]))) as first:
         schema = first.schema_arrow
+    columns = columns_text(schema)
     with pq.ParquetWriter(target, schema) as out:
         for path in paths:
-            waiting.append(pq.read_table(pa.BufferReader(store.read(path)), schema=schema))
+            # Read with the first one's schema, a file would lose what that does not have, silently.
+            data = pa.BufferReader(store.read(path))
+            if changed := changed_columns(columns, columns_text(pq.read_schema(data))):
+                raise BeamrecError(f"{path} has other columns than the files that it is to join ({changed})")
+            data.seek(0)
+            waiting.append(pq.read_table(data, schema=schema))
             rows += waiting[-1].num_rows
             if sum(table.num_rows for table in waiting) >= _ROWS_A_GROUP:
                 out.write_table(pa.concat_tables(waiting))

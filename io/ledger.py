@@ -18,6 +18,7 @@ from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.events import Fate
 from beamrec.schemas.paths import RECOMMENDATIONS
+from beamrec.schemas.records import changed_columns
 from beamrec.schemas.replays import replaced_fate
 from beamrec.schemas.summary import StageSummary
 
@@ -27,6 +28,7 @@ __all__ = [
     "Settings",
     "Tally",
     "account",
+    "check_settings",
     "drain_requested",
     "fix_settings",
     "is_output",
@@ -51,6 +53,10 @@ class Settings:
       event_mapping: how its events map to ids and customers.
       format: of the recommendations' files.
       explain: whether the columns of Parquet files hold reasons; lines of JSON may with or without.
+      output_shape: which record is written. None, as older folders have it: not known, so the first job
+        that gives it says.
+      columns: of Parquet files, as `schemas.records.columns_text` has them; "" for lines of JSON, None as
+        above.
     """
 
     shards: int
@@ -60,6 +66,13 @@ class Settings:
     event_mapping: str = ""
     format: str = "jsonl"
     explain: bool = False
+    output_shape: str | None = None
+    columns: str | None = None
+
+    def adopt(self, new: "Settings") -> "Settings":
+        """These settings, with what they do not know yet taken from those of a job."""
+        unknown = [name for name in ("output_shape", "columns") if getattr(self, name) is None]
+        return dataclasses.replace(self, **{name: getattr(new, name) for name in unknown})
 
 
 def fix_settings(store: Store, settings: Settings) -> None:
@@ -77,11 +90,26 @@ def fix_settings(store: Store, settings: Settings) -> None:
     if store.create(_SETTINGS, json.dumps(dataclasses.asdict(settings)).encode()):
         return
     stored = stored_settings(store)
+    check_settings(stored, settings)
+    if stored.adopt(settings) != stored:
+        put_settings(store, stored.adopt(settings))
+
+
+def check_settings(stored: Settings, settings: Settings) -> None:
+    """Whether a job may go on with a folder; what one of both does not know fits.
+
+    Raises:
+      UsageError: a value differs.
+    """
+    before, now = stored.adopt(settings), settings.adopt(stored)
     for field in dataclasses.fields(Settings):
-        old, new = getattr(stored, field.name), getattr(settings, field.name)
+        old, new = getattr(before, field.name), getattr(now, field.name)
         if old != new:
+            begun = f"begun with {field.name} = {old!r} and cannot go on with {new!r}"
+            if field.name == "columns" and old and new:
+                begun = f"begun with other columns of its Parquet files ({changed_columns(old, new)})"
             raise UsageError(
-                f"this output folder was begun with {field.name} = {old!r} and cannot go on with {new!r}: "
+                f"this output folder was {begun}: "
                 "what is there and what comes would not fit together; use the old value or another --output"
             )
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from beamrec.io.record_columns import to_columns
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.paths import RECOMMENDATIONS
+from beamrec.schemas.records import columns_text
 
 __all__ = ["FORMATS", "FileFormat", "SegmentFormat", "write_segment"]
 
@@ -41,6 +42,11 @@ class SegmentFormat:
             raise UsageError(f"--format: expected one of {', '.join(FORMATS)}, got {self.name!r}")
         if self.name == "parquet" and self.schema is None:
             raise UsageError("the format parquet needs a schema")
+
+    @property
+    def columns(self) -> str:
+        """What all files of a folder have in common, `schemas.records.columns_text`; "" of lines."""
+        return columns_text(self.schema) if self.name == "parquet" else ""
 
 
 def write_segment(form: SegmentFormat, folder: str, lines: pa.Array) -> tuple[bytes, str]:

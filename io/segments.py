@@ -103,7 +103,8 @@ class _Logs:
         """
         with self._lock:
             if not self._checked:
-                settings = SinkSettings(self._sink.shards, self._sink.form.name)
+                form = self._sink.form
+                settings = SinkSettings(self._sink.shards, form.name, form.columns)
                 patiently(lambda: fix_sink(self._store, settings), self._sink.patience_seconds)
                 self._checked = True
             if shard not in self._logs:

@@ -25,10 +25,12 @@ class SinkSettings:
     Attributes:
       shards: number of output shards.
       format: of the recommendations' files.
+      columns: of Parquet files, see `schemas.records.columns_text`; "" of lines.
     """
 
     shards: int
     format: str
+    columns: str = ""
 
 
 def fix_sink(store: Store, sink: SinkSettings) -> None:
@@ -43,11 +45,12 @@ def fix_sink(store: Store, sink: SinkSettings) -> None:
     """
     if is_output(store):
         settings = stored_settings(store)
-        _compare(SinkSettings(settings.shards, settings.format), sink)
+        columns = sink.columns if settings.columns is None else settings.columns
+        _compare(SinkSettings(settings.shards, settings.format, columns), sink)
     if not store.exists(_PATH):
         highest = max(list_shards(store), default=-1)
         if highest >= sink.shards:
-            raise _refused("shards", f"more than {highest}", sink.shards)
+            raise _refused(f"shards = more than {highest}", sink.shards)
     if not store.create(_PATH, json.dumps(dataclasses.asdict(sink)).encode()):
         _compare(_stored(store), sink)
 
@@ -63,11 +66,11 @@ def _compare(old: SinkSettings, new: SinkSettings) -> None:
     for field in dataclasses.fields(SinkSettings):
         before, now = getattr(old, field.name), getattr(new, field.name)
         if before != now:
-            raise _refused(field.name, repr(before), now)
+            raise _refused(f"{field.name} = {before!r}", now)
 
 
-def _refused(name: str, before: str, now: object) -> UsageError:
+def _refused(before: str, now: object) -> UsageError:
     return UsageError(
-        f"the sink of this output folder was begun with {name} = {before} and cannot go on with {now!r}: its "
+        f"the sink of this output folder was begun with {before} and cannot go on with {now!r}: its "
         "events would be written again, or its files not fit together; use the old value or another output"
     )

@@ -14,7 +14,7 @@ from beamrec.io.begun import begin_run
 from beamrec.io.dead_letters import LetterFile, Wanted, parse_place
 from beamrec.io.events import ReadEvents
 from beamrec.io.lease import Lease
-from beamrec.io.ledger import Account, account, is_output, stored_settings
+from beamrec.io.ledger import Account, account, check_settings, is_output, stored_settings
 from beamrec.io.mended_settings import check_mapping, mend_settings
 from beamrec.io.replay_source import DeadLetters, replayed_batch
 from beamrec.io.replays import Chosen, choose, keep, unfinished
@@ -100,6 +100,8 @@ def parse(values: Namespace, beam_args: Sequence[str], console: Console) -> Erro
     own = stream_values(values)
     own.output, own.input, own.dedupe_key = output, settings.input, settings.dedupe_key
     own.shards, own.format = settings.shards, settings.format
+    own.output_shape = settings.output_shape or own.output_shape
+    own.explain = own.explain or settings.explain
     return ErrorsReplay(make_config(own, beam_args, console, "replay"), wanted)
 
 
@@ -128,7 +130,7 @@ def replay_errors(replay: ErrorsReplay, runner: str, beam_args: Sequence[str], c
     """Runs a replay to its end; what an earlier one has left comes first.
 
     Raises:
-      UsageError: another job writes there, the shop does not fit the folder, no release is active.
+      UsageError: another job writes there, shop or options do not fit the folder, no release is active.
       BadDataError: the account does not add up any more.
       BeamrecError: the job failed.
     """
@@ -138,6 +140,7 @@ def replay_errors(replay: ErrorsReplay, runner: str, beam_args: Sequence[str], c
     active_release(config.vector_db, config.shop)
     store.check()
     with Lease(store, config.run):
+        _check_folder(store, config)
         mended = mend_settings(store, config.shop.name, config.event_mapping)
         finish_publications(store)
         clean_staged(store)
@@ -147,7 +150,7 @@ def replay_errors(replay: ErrorsReplay, runner: str, beam_args: Sequence[str], c
             begin_run(store, config.source)
             with launch(runner, beam_args, console.status, replay.job) as (preset, args):
                 pipeline = beam.Pipeline(options=PipelineOptions(args))
-                build(pipeline, config, numbers, preset.read)
+                build(pipeline, config.on(preset), numbers, preset.read)
                 run_job(pipeline, store, config.run, console, readers=1)
             finish_publications(store)
         after = account(store)
@@ -217,7 +220,7 @@ def dry_run(replay: ErrorsReplay) -> list[dict[str, Any]]:
     """
     config = replay.stream
     store = open_store(config.output, "--errors")
-    check_mapping(store, config.shop.name, config.event_mapping)
+    _check_folder(store, config)
     found: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for _, tried in _worth_it(store, replay):
         for _, letter, error_type in tried:
@@ -232,6 +235,12 @@ def dry_run(replay: ErrorsReplay) -> list[dict[str, Any]]:
         }
         for (stage, error_type), counts in sorted(found.items())
     ]
+
+
+def _check_folder(store: Store, config: StreamConfig) -> None:
+    """Refuses what the folder cannot take: a mapping that changes ids, records that are not like its own."""
+    mended, _ = check_mapping(store, config.shop.name, config.event_mapping)
+    check_settings(mended, config.settings_of(mended.input))
 
 
 def _try(letters: Sequence[DeadLetter], config: StreamConfig) -> list[str]:

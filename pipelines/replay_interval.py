@@ -67,14 +67,7 @@ class IntervalReplay:
         config = self.stream
         events = identity(config.input) if self.from_input else f"recommendations of {self.recommendations}"
         span = f"from {rfc3339(self.begin)} to {rfc3339(self.end)}"
-        return Settings(
-            config.shards,
-            f"{events} {span} with release {config.release}",
-            config.dedupe_key,
-            config.shop.name,
-            config.event_mapping,
-            config.format,
-        )
+        return config.settings_of(f"{events} {span} with release {config.release}")
 
     @property
     def job(self) -> Job:

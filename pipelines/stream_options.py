@@ -163,15 +163,21 @@ class StreamConfig:
     @property
     def settings(self) -> Settings:
         """What must not change in the output folder."""
+        return self.settings_of(identity(self.input))
+
+    def settings_of(self, events: str) -> Settings:
+        """The settings of a folder whose events come from elsewhere than `input`."""
         return Settings(
             self.shards,
-            identity(self.input),
+            events,
             self.dedupe_key,
             self.shop.name,
             self.event_mapping,
             self.format,
             # Other columns in the files of one table would be an error for its readers; lines may differ.
             self.explain and self.format == "parquet",
+            self.output_shape,
+            self.segments.columns,
         )
 
     @property

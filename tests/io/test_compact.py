@@ -31,6 +31,10 @@ FORMS = {
     "jsonl.gz": SegmentFormat("jsonl.gz"),
     "parquet": SegmentFormat("parquet", record_schema(CLASSICMODELS)),
 }
+OTHERS = {
+    "explained": SegmentFormat("parquet", record_schema(CLASSICMODELS, explain=True)),
+    "course": SegmentFormat("parquet", record_schema(CLASSICMODELS, course=True)),
+}
 
 
 def commit(
@@ -50,7 +54,7 @@ def commit(
         }
         for event_id in ids
     ]
-    log = ShardLog(store, shard, 24, FORMS[form])
+    log = ShardLog(store, shard, 24, (FORMS | OTHERS)[form])
     log.commit(pa.Table.from_pylist(rows, schema=OUTCOMES))
 
 
@@ -205,6 +209,30 @@ def test_a_damaged_segment_is_an_error_and_nothing_is_published(store, form):
     with pytest.raises(BeamrecError, match="cannot be read"):
         compact_hour(store, hours_of(store)[0])
     assert not (store.root / "compacted").exists()
+
+
+@pytest.mark.parametrize("order", [("parquet", "explained"), ("explained", "parquet"), ("course", "parquet")])
+def test_files_of_other_columns_are_not_joined(store, order):
+    """With the first one's columns a file would lose what those do not have, and count as many rows."""
+    for number, form in enumerate(order):
+        commit(store, str(number + 1), form=form, shard=number)
+    column = "similar_items" if "course" in order else "recommended_items"
+    with pytest.raises(BeamrecError, match=f"part-0001-.* has other columns .*{column}: .* before"):
+        compact_hour(store, hours_of(store)[0])
+    assert not (store.root / "compacted").exists()
+
+
+def test_the_order_of_columns_and_the_name_of_a_lists_entries_are_no_difference(store):
+    """Who writes Parquet calls the entries of a list item or element."""
+    commit(store, "1", "2", form="parquet")
+    commit(store, "3", form="parquet", shard=1)
+    (path,) = (store.root / "recommendations").rglob("part-0001-*")
+    table = pq.read_table(path)
+    names = table.schema.names
+    assert "list<" in str(table.schema.field("recommended_items").type)
+    pq.write_table(table.select(names[::-1]).replace_schema_metadata(None), path, store_schema=False)
+    compact_hour(store, hours_of(store)[0])
+    assert ids_in(store.root, "compacted") == ["1", "2", "3"]
 
 
 def test_an_hour_is_closed_after_its_lateness():

@@ -101,6 +101,13 @@ def test_any_pipeline_keeps_the_number_of_shards_and_the_format(tmp_path: Path) 
     assert account(store).counts.out == 90
 
 
+def test_any_pipeline_keeps_the_columns_of_its_parquet_files(tmp_path: Path) -> None:
+    one, two = (SegmentFormat("parquet", pa.schema([("id", kind)])) for kind in (pa.int64(), pa.string()))
+    commit(logs(tmp_path, 8, one), batch(0, 10), 8)
+    with pytest.raises(UsageError, match="begun with columns = "):
+        commit(logs(tmp_path, 8, two), batch(10, 10), 8)
+
+
 def test_a_folder_without_a_record_of_its_sink_takes_one_that_fits(tmp_path: Path) -> None:
     """As an older version has begun it: by its stream's settings, or else by the shards that are there."""
     store, outcomes = LocalStore(tmp_path), batch(0, 100)
