@@ -153,7 +153,7 @@ FLINK = register(
         _start,
         # Each bundle of a read leaves some kB of state behind until the job is restarted (apache/beam#27648),
         # and the runner takes the time to the next in whole seconds. So a bundle waits for data by itself:
-        # what is fused with the read is as quick as the polls, files and the watermark wait for its end.
+        # what is fused with the read need not wait for its end, files and the watermark do.
         # Of a busy source the TaskManager keeps what a bundle emits until then: not for as long.
         ReadSettings(poll_interval=0.02, max_read_time_seconds=2.0, hold_seconds=5.0),
         checks=_CHECKS,
