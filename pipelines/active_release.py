@@ -12,7 +12,7 @@ def active_release(vector_db: str, shop: Shop) -> ActiveRelease:
     """The active release of a vector store, which must have been trained for this shop.
 
     Raises:
-      UsageError: none is active, or it was trained for a shop with other inputs.
+      UsageError: none is active, or it was trained for another shop, or one with other inputs.
       UnavailableError: the store is away.
     """
     store = ReleaseStore(vector_db)
@@ -23,7 +23,7 @@ def active_release(vector_db: str, shop: Shop) -> ActiveRelease:
             f"`beamrec release promote {loaded[0]}`" if loaded else "`beamrec train`, `beamrec release load`"
         )
         raise UsageError(f"no release is active; next: {then}")
-    _check_inputs(store, active, shop, "promote a release of this one")
+    _check_shop(store, active, shop, "promote a release of this one")
     return active
 
 
@@ -31,17 +31,23 @@ def named_release(vector_db: str, shop: Shop, release_id: str) -> ActiveRelease:
     """A loaded release, active or not, which must have been trained for this shop.
 
     Raises:
-      UsageError: it is not loaded (any more), or was trained for a shop with other inputs.
+      UsageError: it is not loaded (any more), or was trained for another shop, or one with other inputs.
       UnavailableError: the store is away.
     """
     store = ReleaseStore(vector_db)
     found = store.release(release_id)
-    _check_inputs(store, found, shop, "name a release of this one")
+    _check_shop(store, found, shop, "name a release of this one")
     return found
 
 
-def _check_inputs(store: ReleaseStore, release: ActiveRelease, shop: Shop, remedy: str) -> None:
-    inputs = store.show(release.id)["manifest"]["user_inputs"]
+def _check_shop(store: ReleaseStore, release: ActiveRelease, shop: Shop, remedy: str) -> None:
+    manifest = store.show(release.id)["manifest"]
+    if manifest["shop"] != shop.name:
+        raise UsageError(
+            f"release {release.id} was trained for the shop {manifest['shop']!r}, not for {shop.name!r}: "
+            f"give that shop's --shop, or {remedy}"
+        )
+    inputs = manifest["user_inputs"]
     columns = [shop.customers.key, *(feature.column for feature in shop.user_features)]
     if inputs and [entry["column"] for entry in inputs] != columns:
         raise UsageError(

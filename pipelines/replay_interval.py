@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beamrec.io.apart import check_apart
 from beamrec.io.begun import begin_run
 from beamrec.io.event_interval import bounded_sources
 from beamrec.io.events import ReadEvents, identity
@@ -168,6 +169,7 @@ def _check_all(replay: IntervalReplay, runner: str, beam_args: Sequence[str]) ->
     if old is not None:
         stored_settings(old)
     if replay.from_input:
+        check_apart(config.input, config.output)
         bounded_sources(config.input, config.source, replay.begin, replay.end)
     release = named_release(config.vector_db, config.shop, config.release or "")
     check_runner(runner, Job("stream", {f"the release {release.id}": release.uri}), beam_args)

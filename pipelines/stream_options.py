@@ -9,7 +9,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.io.events import SourceOptions, identity
 from beamrec.io.ledger import Settings
 from beamrec.io.postgres import resolve_uri, with_secret
-from beamrec.io.registry import scheme_of
+from beamrec.io.registry import Kind, known_schemes, scheme_of
 from beamrec.io.retrieval import Retrieval
 from beamrec.io.ruled_search import SearchRules
 from beamrec.io.segment_files import FORMATS, FileFormat, SegmentFormat
@@ -134,9 +134,10 @@ class StreamConfig:
     metrics_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        for name in ("input", "output"):
+        places: dict[str, Kind] = {"input": "events", "output": "files"}
+        for name, kind in places.items():
             if not getattr(self, name):
-                raise UsageError(f"--{name} is missing: expected a folder")
+                raise UsageError(f"--{name} is missing: expected {', '.join(known_schemes(kind))}")
         if self.window_seconds < 1 or 3600 % self.window_seconds:
             raise UsageError(
                 "--window-seconds: expected a divisor of 3600 (a window lies in one hour), "

@@ -11,6 +11,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
+from beamrec.io.apart import check_apart
 from beamrec.io.begun import begin_run
 from beamrec.io.events import ReadEvents, open_sources
 from beamrec.io.gaps import Gap, read_gaps
@@ -143,15 +144,20 @@ def run_stream(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
       BeamrecError: the job failed.
     """
     began, history = time.monotonic(), MetricsHistory()
-    store = _check_all(config, runner, beam_args, console)
-    # A job that takes another's place needs its output; the service sees to it that it is one at a time.
-    replaces = find_preset(runner).replaces(beam_args)
-    with contextlib.nullcontext() if replaces else Lease(store, config.run):
-        _begin_output(store, config)
-        with tell_prometheus(history, config.metrics_port, config.metrics_host):
+    # A port that is taken is said before the output folder is bound to the input.
+    with tell_prometheus(history, config.metrics_port, config.metrics_host):
+        store, release = _check_all(config, runner, beam_args)
+        # A job that takes another's place needs its output; the service sees to it that it is one at a time.
+        replaces = find_preset(runner).replaces(beam_args)
+        with contextlib.nullcontext() if replaces else Lease(store, config.run):
+            _begin_output(store, config)
+            console.status(
+                f"serving release {release}; reading {config.input}; a recommendation is written when its "
+                f"{config.window_seconds} s window closes"
+            )
             _run_to_end(config, store, runner, beam_args, console, history)
-        finish_publications(store)
-        found = account(store)
+            finish_publications(store)
+            found = account(store)
     if not found.reconciled:
         faults = "; ".join(found.faults) or "sums differ"
         raise BadDataError(
@@ -192,13 +198,17 @@ def _run_to_end(
         console.status("the runner failed by itself: it is started again, and goes on where it stopped")
 
 
-def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], console: Console) -> Store:
+def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str]) -> tuple[Store, str]:
     """What can be wrong is said before anything is started or written.
 
     A mistyped input must not bind the output folder to it.
+
+    Returns:
+      (the output, id of the active release).
     """
     check_runner(runner, config.job, beam_args)
     store = open_store(config.output)
+    check_apart(config.input, config.output)
     open_sources(config.input, config.source)
     for uri in config.also:
         open_sink(uri)
@@ -211,11 +221,7 @@ def _check_all(config: StreamConfig, runner: str, beam_args: Sequence[str], cons
         check_history(config.vector_db)
     store.check()
     check_resume(store, config.splits, beam_args)
-    console.status(
-        f"serving release {release.id}; reading {config.input}; a recommendation is written when its "
-        f"{config.window_seconds} s window closes"
-    )
-    return store
+    return store, release.id
 
 
 def _begin_output(store: Store, config: StreamConfig) -> None:
@@ -231,7 +237,7 @@ def write_template(config: StreamConfig, runner: str, beam_args: Sequence[str], 
     Raises:
       UsageError: as `run_stream` does.
     """
-    store = _check_all(config, runner, beam_args, console)
+    store, _ = _check_all(config, runner, beam_args)
     with Lease(store, config.run), launch(runner, beam_args, console.status, config.job) as (preset, args):
         _begin_output(store, config)
         pipeline = beam.Pipeline(options=PipelineOptions(args))

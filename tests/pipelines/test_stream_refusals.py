@@ -1,5 +1,7 @@
 """What `stream` refuses, before it starts or writes anything, and with which exit code."""
 
+import dataclasses
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,7 @@ def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (["--explain", "--output-shape=course"], "no room for reasons"),
         (["--rules=nosuch.toml"], "--rules nosuch.toml: cannot be read"),
         (["--nosuch=1"], "nosuch"),
+        (["--input="], "--input is missing: expected a path, file://, s3://, gs://, kinesis://, kafka://"),
         (["--vector-db=postgresql://u:p@h/db"], "holds a password"),
     ],
 )
@@ -77,10 +80,45 @@ def test_a_mistyped_input_does_not_bind_the_output_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_release_of_another_shop_is_refused_before_anything_is_written(
+@pytest.mark.parametrize(
+    ("input_", "output", "how"),
+    [("in", "in", "is"), ("in", "in/out", "lies below"), ("in/clicks", "in/../in", "lies above")],
+)
+def test_an_output_that_would_be_read_as_events_is_refused(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, input_: str, output: str, how: str
+) -> None:
+    (tmp_path / "in/clicks").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=f"--output .*: {how} the --input .*: its own files would be read"):
+        run(f"--input={tmp_path}/{input_}", f"--output={tmp_path}/link/{output}")
+    assert [path.name for path in (tmp_path / "in").rglob("*")] == ["clicks"]
+
+
+def test_a_release_of_a_shop_with_another_name_is_refused(
+    run: Callable[..., dict[str, Any]], trained: Any, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(CLASSICMODELS, name="other")
+    (tmp_path / "other.toml").write_text(shop_toml(other))
+    with pytest.raises(UsageError, match=rf"{trained.release} .* the shop 'classicmodels', not for 'other'"):
+        run(f"--shop={tmp_path}/other.toml")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_that_is_refused_for_its_port_binds_no_folder_and_says_nothing_of_serving(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UsageError, match=r"--metrics-port \d+: cannot be opened"):
+            run(f"--metrics-port={taken.getsockname()[1]}")
+    assert not (tmp_path / "out").exists()
+    assert "serving release" not in "".join(capsys.readouterr())
+
+
+def test_a_release_with_other_inputs_is_refused_before_anything_is_written(
     run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    (tmp_path / "films.toml").write_text(shop_toml(FILMS))
+    films = dataclasses.replace(FILMS, name=CLASSICMODELS.name)
+    (tmp_path / "films.toml").write_text(shop_toml(films))
     with pytest.raises(UsageError, match=r"was trained for a shop with the inputs .*customerNumber"):
         run(f"--shop={tmp_path}/films.toml")
     assert not (tmp_path / "out").exists()
