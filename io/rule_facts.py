@@ -65,10 +65,15 @@ class FactsSource:
           UsageError: the URI is wrong, or a table or column is not there.
           UnavailableError: the database is away, or refuses us.
         """
-        if self.columns:
-            self.read_products()
-        if self.purchases is not None:
-            self.read_purchases([0 if self.shop.customers.key_type == "int" else ""])
+        try:
+            if self.columns:
+                self.read_products()
+            if self.purchases is not None:
+                self.read_purchases([0 if self.shop.customers.key_type == "int" else ""])
+        except UsageError as error:
+            # Readers know of --shop only; columns and [purchases] stand in the rules' own file.
+            said = str(error).replace("in --shop", "in --rules, or in --shop where they name none")
+            raise UsageError(f"the rules' facts: {said}") from error
 
     def read_products(self) -> ProductFacts:
         """All products now; raises as `check`."""

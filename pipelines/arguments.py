@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from beamrec.schemas.errors import UsageError
@@ -14,6 +14,7 @@ __all__ = [
     "BEAM_GROUP",
     "VerbParser",
     "check_beam_flags",
+    "did_you_mean",
     "flag_name",
     "given",
     "leaf_parsers",
@@ -29,6 +30,12 @@ BEAM_GROUP = "Beam's own options"
 def flag_name(text: str) -> str:
     """The name behind a flag, a TOML key or a Beam option: `--window-seconds=60` → `window_seconds`."""
     return text.split("=", 1)[0].lstrip("-").replace("-", "_")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to put behind a message about a name that is not known; empty if none is like it."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def shown_default(action: argparse.Action) -> str:
@@ -64,8 +71,7 @@ class VerbParser(argparse.ArgumentParser):
         if not message.startswith("unrecognized arguments") or not unknown:
             return message
         known = [flag for parser in leaf_parsers(self).values() for flag in parser._option_string_actions]
-        close = difflib.get_close_matches(unknown[0].split("=", 1)[0], known, n=1)
-        return f"{message} (did you mean {close[0]}?)" if close else message
+        return message + did_you_mean(unknown[0].split("=", 1)[0], known)
 
 
 def leaf_parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

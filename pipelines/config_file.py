@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beamrec.pipelines.arguments import flag_name, given, leaf_parsers
+from beamrec.pipelines.arguments import did_you_mean, flag_name, given, leaf_parsers
 from beamrec.schemas.errors import UsageError
 
 __all__ = ["GLOBALS", "expand", "read"]
@@ -128,7 +128,8 @@ def expand(
     own = _own(tables.get(verb, {}), subcommand, leaves)
     for name in own:
         if flag_name(name) not in known:
-            raise UsageError(f"--config {path}: [{verb}]: beamrec {verb} has no option {name!r}")
+            meant = did_you_mean(flag_name(name), known)
+            raise UsageError(f"--config {path}: [{verb}]: beamrec {verb} has no option {name!r}{meant}")
     _check_shared({flag_name(n) for n in shared} - known, verbs, parser_of, path)
     values = {flag_name(name): value for name, value in (shared | own).items()}
     actions, explicit = _actions(leaves.get(subcommand, parser)), given(argv)

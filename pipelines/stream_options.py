@@ -18,7 +18,7 @@ from beamrec.pipelines.console import Console
 from beamrec.pipelines.environment import default
 from beamrec.pipelines.placement import place_job
 from beamrec.pipelines.stream_rules import RULE_OPTIONS, add_rule_options, load_rules
-from beamrec.pipelines.verb_options import VerbOptions
+from beamrec.pipelines.verb_options import VerbOptions, port
 from beamrec.runners.preset import Job, Preset
 from beamrec.schemas.errors import UsageError
 from beamrec.schemas.events import event_schema
@@ -41,7 +41,11 @@ class StreamOptions(VerbOptions):
         add = parser.add_argument
         add("--input", default=default("input"), help="folder or prefix of JSONL files, or a stream [URI]")
         add("--output", default=default("output"), help="output folder, or s3:// or gs:// prefix [URI]")
-        add("--also", action="append", help="a stream to write the recommendations to as well [URI]")
+        add(
+            "--also",
+            action="append",
+            help="a stream to write the recommendations to as well; repeatable [URI]",
+        )
         add("--vector-db", default=default("vector_db"), help="release and serving store [URI]")
         add("--vector-db-secret", help="where its password is, if not in the environment [URI]")
         add("--shop", default=default("shop"), help="shop TOML; classicmodels if not given [file]")
@@ -71,7 +75,12 @@ class StreamOptions(VerbOptions):
         add("--seed", type=int, default=default("seed"), help="of --output-shape=course")
         add("--shards", type=int, default=default("shards"), help="output shards; fixed for an output folder")
         add("--splits", type=int, default=1, help="readers of the input")
-        add("--output-shape", choices=("full", "course"), default="full", help="record written")
+        add(
+            "--output-shape",
+            choices=("full", "course"),
+            default="full",
+            help="all fields, or those of the course",
+        )
         add(
             "--format",
             choices=FORMATS,
@@ -79,10 +88,15 @@ class StreamOptions(VerbOptions):
             help="of recommendations; fixed for an output folder",
         )
         add("--max-file-mb", type=int, default=64, help="most data of one file before compression [MiB]")
-        add("--partition-style", choices=("hive", "plain"), default="hive", help="hour folders")
-        add("--metrics-port", type=int, help="tell Prometheus the metrics here; 0 for any that is free")
+        add("--partition-style", choices=("hive", "plain"), default="hive", help="hour=07 or 07")
+        add("--metrics-port", type=port, help="tell Prometheus the metrics here; 0: any that is free [port]")
         add("--metrics-host", default="127.0.0.1", help="address of this machine that --metrics-port is on")
-        add("--retrieval", choices=("auto", "exact", "index"), default="auto", help="user to item search")
+        add(
+            "--retrieval",
+            choices=("auto", "exact", "index"),
+            default="auto",
+            help="multiplies all, or asks pgvector",
+        )
         add_rule_options(parser)
         add("--max-in-flight-mb", type=int, default=256, help="most read and not yet written, a split [MiB]")
         add("--patience", type=float, default=300.0, help="for an output that is away, before failing [s]")

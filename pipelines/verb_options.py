@@ -1,8 +1,10 @@
-"""The base of each pipeline's `PipelineOptions` subclass."""
+"""The base of each pipeline's `PipelineOptions` subclass, and the types of its values."""
+
+import argparse
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-__all__ = ["VerbOptions"]
+__all__ = ["VerbOptions", "port"]
 
 
 class VerbOptions(PipelineOptions):  # type: ignore[misc]
@@ -12,3 +14,10 @@ class VerbOptions(PipelineOptions):  # type: ignore[misc]
     our `--runner` conflicts with its own and two pipelines' `--output` with each other. It does not look
     at the subclasses of a subclass.
     """
+
+
+def port(text: str) -> int:
+    """A TCP port, for `type=`; raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)

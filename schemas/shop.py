@@ -171,9 +171,10 @@ class Shop:
           UsageError: a key is missing, unknown or of the wrong type.
         """
 
-        unknown = sorted(set(data) - {"name", "customers", "products", "ratings", "events"})
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
         if unknown:
-            raise UsageError(f"shop: unknown key {unknown[0]!r}")
+            raise UsageError(f"shop: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
         for required in ("customers", "products", "ratings"):
             if required not in data:
                 raise UsageError(f"shop: the table [{required}] is missing; `beamrec init` writes an example")

@@ -5,7 +5,8 @@ To add a kind, write a frozen dataclass that is a `schemas.rules.Rule` and add o
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,10 @@ def open_rule(spec: RuleSpec) -> Rule:
     where = f"rule {spec.name!r}"
     if spec.kind not in _KINDS:
         raise UsageError(f"{where}: kind: expected one of {', '.join(_KINDS)}, got {spec.kind!r}")
+    make = _KINDS[spec.kind]
+    _check_keys(spec, inspect.signature(make).parameters, where)
     try:
-        rule: Rule = _KINDS[spec.kind](**spec.options)
+        rule: Rule = make(**spec.options)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     except Exception as error:
@@ -152,3 +155,13 @@ def open_rule(spec: RuleSpec) -> Rule:
         if column in CANDIDATE_COLUMNS:
             raise UsageError(f"{where}: the column {column!r} has the name of one of the candidates' own")
     return rule
+
+
+def _check_keys(spec: RuleSpec, known: Mapping[str, inspect.Parameter], where: str) -> None:
+    unknown = sorted(spec.options.keys() - known.keys())
+    if unknown:
+        names = ", ".join(("kind", "name", *known))
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; known are {names}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in spec.options:
+            raise UsageError(f"{where}: the key {name!r} is missing")

@@ -90,8 +90,11 @@ def shop(small_shop: SmallShop, tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"columns": ("stock",)}, "expected a column stock"),
-        ({"purchases": PurchasesTable("orders", "who", "what")}, "orders"),
+        ({"columns": ("stock",)}, "expected a column stock, .*; name the right one in --rules"),
+        (
+            {"purchases": PurchasesTable("orders", "who", "what")},
+            "expected a table orders .*; name the right one in --rules",
+        ),
     ],
 )
 def test_what_is_not_there_is_said_at_the_start(shop: str, changes: dict[str, Any], message: str) -> None:

@@ -93,7 +93,10 @@ def test_a_name_of_another_verb_is_passed_over() -> None:
     ("toml", "message"),
     [
         ("windw_seconds = 7", "no verb has an option 'windw_seconds'"),
-        ("[stream]\nwindw_seconds = 7", r"\[stream\]: beamrec stream has no option 'windw_seconds'"),
+        (
+            "[stream]\nwindw_seconds = 7",
+            r"\[stream\]: beamrec stream has no option 'windw_seconds' \(did you mean window_seconds\?\)",
+        ),
         ("[stream]\nlimit = 7", "beamrec stream has no option 'limit'"),
         ("[straem]\nwindow_seconds = 7", r"\[straem\] is not a verb; known are stream, release"),
         ("loud = 3", "loud: expected true or false, got 3"),

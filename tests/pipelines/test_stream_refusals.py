@@ -60,6 +60,8 @@ def run(trained: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (["--explain", "--output-shape=course"], "no room for reasons"),
         (["--rules=nosuch.toml"], "--rules nosuch.toml: cannot be read"),
         (["--nosuch=1"], "nosuch"),
+        (["--metrics-port=99999"], "--metrics-port: expected a port from 0 to 65535, got '99999'"),
+        (["--metrics-port=-1"], "--metrics-port: expected a port from 0 to 65535, got '-1'"),
         (["--input="], "--input is missing: expected a path, file://, s3://, gs://, kinesis://, kafka://"),
         (["--vector-db=postgresql://u:p@h/db"], "holds a password"),
     ],

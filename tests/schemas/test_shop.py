@@ -75,7 +75,7 @@ def test_rules_are_read_with_toml_dates_as_text(tmp_path: Path) -> None:
         ('[ratings]', "[events]\nhistory_length = 2.0\n[ratings]", "expected a whole number from 0"),
         ('[ratings]', "[events]\nhistory_length = true\n[ratings]", "expected a whole number from 0"),
         ('[ratings]', '[events]\nhistory_length = "5"\n[ratings]', "expected a whole number from 0"),
-        ('[ratings]', "[evens]\n[ratings]", "unknown key 'evens'"),
+        ('[ratings]', "[evens]\n[ratings]", "unknown key 'evens'; known are customers, events, name"),
         ("features = [{ c", "features = 5\nx = [{ c", "expected an array of tables"),
         ('name = "films"\n[c', "name = \n[c", "not valid TOML"),
     ],

@@ -225,7 +225,15 @@ def test_a_rule_that_raises_is_named_with_what_to_do() -> None:
     ("wrong", "message"),
     [
         (spec("stock"), "expected one of in_stock, diversity"),
-        (spec("in_stock"), "column"),
+        (spec("in_stock"), "the key 'column' is missing"),
+        (
+            spec("in_stock", colum="stock"),
+            "unknown key 'colum'; known are kind, name, column, at_least, similar",
+        ),
+        (
+            spec("python", factory="x:y", option={}),
+            "unknown key 'option'; known are kind, name, factory, options",
+        ),
         (spec("in_stock", column="stock", at_least="1"), "finite number"),
         (spec("diversity", column="line", most=0), "from 1"),
         (spec("diversity", column="score", most=1), "candidates' own"),
