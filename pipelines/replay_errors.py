@@ -11,7 +11,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beamrec.io.begun import begin_run
-from beamrec.io.dead_letters import LetterFile, Wanted, parse_place
+from beamrec.io.dead_letters import EXPIRED, LetterFile, Wanted, parse_place
 from beamrec.io.events import ReadEvents
 from beamrec.io.lease import Lease
 from beamrec.io.ledger import Account, account, check_settings, is_output, stored_settings
@@ -96,13 +96,22 @@ def parse(values: Namespace, beam_args: Sequence[str], console: Console) -> Erro
         end=min(filter(None, (end, place.end)), default=None),
         error_types=frozenset(values.error_type or ()),
     )
-    settings = stored_settings(open_store(with_beam_options(output, beam_args, "--errors"), "--errors"))
+    store = open_store(with_beam_options(output, beam_args, "--errors"), "--errors")
+    settings = stored_settings(store)
+    _check_stages(store, values.errors, place.stages)
     own = stream_values(values)
     own.output, own.input, own.dedupe_key = output, settings.input, settings.dedupe_key
     own.shards, own.format = settings.shards, settings.format
     own.output_shape = settings.output_shape or own.output_shape
     own.explain = own.explain or settings.explain
     return ErrorsReplay(make_config(own, beam_args, console, "replay"), wanted)
+
+
+def _check_stages(store: Store, uri: str, stages: frozenset[str]) -> None:
+    """A stage of a stream in which nothing has failed yet has no folder either."""
+    known = {"parse", EXPIRED, *store.names("errors")}
+    if not stages <= known:
+        raise UsageError(f"--errors {uri}: no such folder; below errors/ are {', '.join(sorted(known))}")
 
 
 def _place(uri: str, beam_args: Sequence[str]) -> tuple[str, Wanted]:

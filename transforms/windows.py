@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import apache_beam as beam
@@ -21,6 +22,7 @@ __all__ = ["SplitWindows", "WindowBatches", "split_windows"]
 # GroupByKey drops what it finds too late without a trace, so it must never find anything too late:
 # lateness is decided here, per row, and every row has its fate.
 _NEVER_TOO_LATE = Duration(seconds=100 * 365 * 86_400)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def split_windows(
@@ -55,19 +57,23 @@ def split_windows(
         index = np.flatnonzero((window == key) & ~expired)
         piece = events if len(index) == events.num_rows else events.take(pa.array(index))
         pieces.append((int(stamp[index].min()), piece))
-    return pieces, _expired(events.filter(pa.array(expired)), allowed_lateness_seconds)
+    return pieces, _expired(events.filter(pa.array(expired)), window_seconds, allowed_lateness_seconds)
 
 
 def _micros(column: pa.Array) -> np.ndarray:
     return np.asarray(column.cast(pa.int64()))
 
 
-def _expired(events: pa.RecordBatch, allowed_lateness_seconds: float) -> pa.RecordBatch:
-    letters = []
+def _expired(
+    events: pa.RecordBatch, window_seconds: int, allowed_lateness_seconds: float
+) -> pa.RecordBatch:
+    letters, width = [], timedelta(seconds=window_seconds)
     for row in events.to_pylist():
+        time = row["event_time"]
+        end = time - (time - _EPOCH) % width + width
         message = (
-            f"its window at {row['event_time'].isoformat()} ended more than {allowed_lateness_seconds:g} s "
-            f"before it arrived at {row['arrival'].isoformat()}"
+            f"event time {time.isoformat()}: its window ended at {end.isoformat()}, more than "
+            f"{allowed_lateness_seconds:g} s before it arrived at {row['arrival'].isoformat()}"
         )
         letter = DeadLetter(
             stage="expired",

@@ -230,6 +230,8 @@ def test_only_what_is_meant_is_replayed_and_nothing_is_too_late_for_it(broken: F
     assert letters(argv=[f"--to={NOW.isoformat()}"]) == letters(argv=["--stage=elsewhere"]) == 0
     assert letters(argv=[f"--from={NOW.isoformat()}"]) == 39
     assert letters(of=f"/errors/parse{hour}") + letters(of="/errors/parse/year=2001") == 39
+    with pytest.raises(UsageError, match="errors/parse2: no such folder; below errors/ are expired, parse"):
+        letters(of="/errors/parse2")
     files = sorted(broken.output.rglob("*"))
     done = broken.replay(of="/errors/expired")
     assert (done["replayed"]["letters"], done["replayed"]["visible"]) == (3, 3)

@@ -10,6 +10,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.windows import SplitWindows, WindowBatches, split_windows
@@ -60,6 +61,11 @@ def test_a_row_beyond_the_allowed_lateness_has_expired():
     assert [piece.num_rows for _, piece in pieces] == [1]
     assert expired.column("fate").to_pylist() == ["expired"]
     assert expired.column("folder").to_pylist() == ["errors/expired/year=2026/month=11/day=22/hour=12"]
+    letter = DeadLetter.from_json(expired.column("line")[0].as_py())
+    assert letter.error_message == (
+        "event time 2026-11-22T10:58:59+00:00: its window ended at 2026-11-22T10:59:00+00:00, more than 3600 s "
+        "before it arrived at 2026-11-22T12:00:30+00:00"
+    )
 
 
 def test_the_very_end_of_the_allowed_lateness():
