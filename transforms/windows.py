@@ -64,9 +64,7 @@ def _micros(column: pa.Array) -> np.ndarray:
     return np.asarray(column.cast(pa.int64()))
 
 
-def _expired(
-    events: pa.RecordBatch, window_seconds: int, allowed_lateness_seconds: float
-) -> pa.RecordBatch:
+def _expired(events: pa.RecordBatch, window_seconds: int, allowed_lateness_seconds: float) -> pa.RecordBatch:
     letters, width = [], timedelta(seconds=window_seconds)
     for row in events.to_pylist():
         time = row["event_time"]

@@ -63,8 +63,8 @@ def test_a_row_beyond_the_allowed_lateness_has_expired():
     assert expired.column("folder").to_pylist() == ["errors/expired/year=2026/month=11/day=22/hour=12"]
     letter = DeadLetter.from_json(expired.column("line")[0].as_py())
     assert letter.error_message == (
-        "event time 2026-11-22T10:58:59+00:00: its window ended at 2026-11-22T10:59:00+00:00, more than 3600 s "
-        "before it arrived at 2026-11-22T12:00:30+00:00"
+        "event time 2026-11-22T10:58:59+00:00: its window ended at 2026-11-22T10:59:00+00:00, more than "
+        "3600 s before it arrived at 2026-11-22T12:00:30+00:00"
     )
 
 
