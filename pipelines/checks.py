@@ -15,6 +15,7 @@ from beamrec.schemas.errors import UnavailableError, UsageError
 from beamrec.schemas.shop import Shop
 
 __all__ = [
+    "active_release",
     "check_disk",
     "check_go",
     "check_home",
@@ -162,6 +163,14 @@ def check_vector_db(uri: str) -> str:
         return database.transaction(_check_privileges)
     finally:
         database.close()
+
+
+def active_release(uri: str) -> str:
+    """Which release serves; never a failure, as a new set-up has none."""
+    from beamrec.io.pgvector import ReleaseStore
+
+    active = ReleaseStore(uri).active()
+    return "no release is active" if active is None else f"release {active.id} is active"
 
 
 _PRIVILEGES = """

@@ -49,10 +49,10 @@ class ReplayOptions(VerbOptions):
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
         add = parser.add_argument
         add("--errors", help="dead letters: OUTPUT of stream, its errors/ folder or a part of it [URI]")
-        add("--stage", action="append", help="only dead letters of this stage; all but expired")
-        add("--error-type", action="append", help="only dead letters of this type")
+        add("--stage", action="append", help="only dead letters of this stage, repeatable; all but expired")
+        add("--error-type", action="append", help="only dead letters of this type; repeatable")
         add("--from", dest="begin", help="first moment of the interval, UTC if it has no offset [RFC 3339]")
-        add("--to", dest="end", help="end of the interval, which is not in it [RFC 3339]")
+        add("--to", dest="end", help="end of the interval, which is over and not in it [RFC 3339]")
         add("--dry-run", action="store_true", help="only says what would become of the dead letters")
         add("--release", help="score the interval again with this release, into another --output [id]")
         add("--recommendations", help="what stream wrote: compared with, and read without --input [URI]")

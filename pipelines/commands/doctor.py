@@ -85,7 +85,7 @@ def _checks(options: argparse.Namespace, console: Console) -> dict[str, Callable
         "go": checks.check_go,
         "prism": lambda: checks.check_prism(options.prism_location),
         "shop": lambda: load_shop(options.shop).name,
-        "vector-db": lambda: checks.check_vector_db(_vector_db(options, console)),
+        "vector-db": lambda: _check_vector_db(options, console),
     }
     if options.runner not in (None, "prism"):
         del found["go"], found["prism"]
@@ -93,6 +93,14 @@ def _checks(options: argparse.Namespace, console: Console) -> dict[str, Callable
         found["source"] = lambda: checks.check_source(
             options.source, load_shop(options.shop), options.source_secret
         )
+    return found
+
+
+def _check_vector_db(options: argparse.Namespace, console: Console) -> str:
+    uri = _vector_db(options, console)
+    found = f"{checks.check_vector_db(uri)}; {checks.active_release(uri)}"
+    if uri.startswith("embedded:"):
+        found += "; the embedded server stays up until `beamrec down`"
     return found
 
 

@@ -69,7 +69,9 @@ def test_a_sound_set_up_is_all_right(
     names = ["python", "packages", "home", "disk", "go", "prism", "shop", "vector-db", "source"]
     assert list(found["checks"]) == names
     assert all(check["ok"] for check in found["checks"].values())
-    assert "pgvector 0." in found["checks"]["vector-db"]["detail"]
+    detail = found["checks"]["vector-db"]["detail"]
+    assert "pgvector 0." in detail
+    assert "no release is active; the embedded server stays up until `beamrec down`" in detail
 
 
 def test_the_exit_code_is_that_of_the_worst_and_no_check_stops_another(
