@@ -107,9 +107,8 @@ class FolderReader(LedgerReader):
         """Sealed parts that have to be read again, in order of arrival."""
         again = []
         for part in self.log.read():
-            name = part.source.removeprefix(self._system)
-            if part.source.startswith(self._system) and self.source.owns(name):
-                self.know(name, part)
+            if self._is_mine(part):
+                self.know(part.source.removeprefix(self._system), part)
                 if self.unfinished(part):
                     again.append(part)
         return sorted(again, key=lambda part: part.arrival_us)
@@ -160,16 +159,19 @@ class FolderReader(LedgerReader):
                     break
         if not found:
             return None
-        held = self.log.seal([part for part, _ in found])
-        group = []
-        for (part, records), sealed in zip(found, held, strict=True):
-            name = sealed.source.removeprefix(self._system)
-            # Another reader may have been here first and seen less or more of the file.
-            same = sealed.position == part.position
-            group.append((sealed, records if same else self.reread(name, sealed)))
-            self.know(name, sealed)
-        self.advance_watermark(min(part.arrival_us for part, _ in group) / 1e6)
-        return self._to_batches(group)
+        mine = [part for part in self.log.seal_on([part for part, _ in found]) if self._is_mine(part)]
+        for part in mine:
+            self.know(part.source.removeprefix(self._system), part)
+        if mine != [part for part, _ in found]:
+            # Another reader was here first, and may have gone on: what it sealed is read as it is sealed.
+            self._replays.extend(sorted(mine, key=lambda part: part.arrival_us))
+            return iter(())
+        self.advance_watermark(min(part.arrival_us for part in mine) / 1e6)
+        return self._to_batches(found)
+
+    def _is_mine(self, part: Part) -> bool:
+        name = part.source.removeprefix(self._system)
+        return part.source.startswith(self._system) and self.source.owns(name)
 
     def _to_batches(self, group: Sequence[tuple[Part, list[Record]]]) -> Iterator[pa.RecordBatch]:
         """Batches of RAW_EVENTS over several parts, without the events that already have a fate."""

@@ -1,6 +1,6 @@
 """What has been read: parts of sources with their record counts and stored arrival times.
 
-This is where *in* is counted (DESIGN 5): at the source, before anything else. It also keeps arrival times
+This is where *in* is counted: at the source, before anything else. It also keeps arrival times
 for sources that do not keep them themselves (a file), or a replay would give other event times. The log
 is a sequence of numbered entries, each with the parts that one look at the input found, so a thousand
 small files cost one write. Of two readers that reach a place at the same time one wins, and the other
@@ -73,6 +73,11 @@ def _holds(found: Part, wanted: Part | None) -> bool:
     return found.position > found.after or wanted.position == wanted.after
 
 
+def _overtakes(found: Part, wanted: Part | None) -> bool:
+    """Whether another reader has been where a part is to begin, or beyond it."""
+    return wanted is not None and (_holds(found, wanted) or found.position > wanted.after)
+
+
 class SourceLog:
     """Reads and extends the log of one output folder, beginning at the newest snapshot.
 
@@ -111,14 +116,34 @@ class SourceLog:
         Raises:
           BeamrecError: another job has gone on with the folder, and this reader does not know how far.
         """
-        held: dict[str, Part] = {}
         wanted = {part.source: part for part in parts}
+        held = {p.source: p for p in self.seal_on(parts) if _holds(p, wanted.get(p.source))}
+        for part in parts:
+            if part.source not in held:
+                self._check_joins(part)
+        return [held[part.source] for part in parts]
+
+    def seal_on(self, parts: Sequence[Part]) -> list[Part]:
+        """As `seal`, for a reader that goes on from whatever others have sealed, however much of a source.
+
+        Returns:
+          All parts that this object had not seen, those of a source in order, and last those given that hold.
+          Of other sources too.
+
+        Raises:
+          BeamrecError: a part given does not begin where the last one of its source ended that was returned
+            before, here or by `read`.
+        """
+        wanted = {part.source: part for part in parts}
+        overtaken: set[str] = set()
+        found: list[Part] = []
         while True:
-            held |= {p.source: p for p in self.read() if _holds(p, wanted.get(p.source))}
-            new = [part for part in parts if part.source not in held]
+            read = self.read()
+            found += read
+            overtaken |= {part.source for part in read if _overtakes(part, wanted.get(part.source))}
+            new = [part for part in parts if part.source not in overtaken]
             if not new or self._append(new):
-                break
-        return [held.get(part.source, part) for part in parts]
+                return found + new
 
     def _append(self, new: Sequence[Part]) -> bool:
         """Writes an entry; False, and no change, if its number is another's."""

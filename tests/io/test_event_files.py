@@ -265,6 +265,40 @@ def test_a_last_line_dated_in_the_future_counts_once_it_was_left_alone(job):
     assert payloads(poll_to_the_end(job.reader(stop_when_idle_seconds=1.0))) == [b"1", b"2"]
 
 
+def test_a_reader_that_others_overtake_goes_on_from_what_they_sealed(job):
+    """On Flink a reader that was replaced may still read; neither may end the job of the other."""
+    job.write("a.jsonl", b"0\n", age=50)
+    slow, fast = job.reader(), job.reader()
+    assert payloads(poll(fast)) == [b"0"]
+    job.write("a.jsonl", b"1\n", age=40)
+    assert payloads(poll(fast)) == [b"1"]
+    rows = poll(slow)
+    assert payloads(rows) == [b"0", b"1"]
+    job.write("a.jsonl", b"2\n", age=30)
+    assert payloads(poll(fast)) == [b"2"]
+    # Sealing another file, it reads what was sealed of this one meanwhile.
+    job.write("b.jsonl", b"3\n", age=20)
+    (job.input / "a.jsonl").rename(job.input / "_aside")
+    rows += _listed(slow, job)
+    job.write("a.jsonl", b"4\n", age=10)
+    rows += poll(slow)
+    assert sorted(payloads(rows)) == [b"0", b"1", b"2", b"3", b"4"]
+    job.fate(rows)
+    assert account(job.store).reconciled
+
+
+def _listed(reader, job: Job) -> list[dict]:
+    """All rows, where a file is away while the folder is listed."""
+    reader._next_listing = 0.0
+    reader._list()
+    (job.input / "_aside").rename(job.input / "a.jsonl")
+    reader._next_listing = time.monotonic() + 300
+    rows = []
+    while reader.advance():
+        rows += reader.get_current().to_pylist()
+    return rows
+
+
 def test_marks_of_two_readers_differ(job):
     assert job.reader().get_checkpoint_mark() != job.reader().get_checkpoint_mark()
 
