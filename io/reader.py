@@ -8,7 +8,19 @@ that it must keep, for *in* is counted from what it seals:
 3. Leave out what already has a fate (`self.fated(source, position)`).
 4. At start, read sealed parts again that are not wholly fated, with the arrival times sealed with them.
 5. With `seal_new` false, read on in what is sealed and seal nothing new: a drain ends there, and then
-   everything that was counted in has a fate.
+   everything that was counted in has a fate. (A replay of dead letters alone does not: what it has chosen is
+   read to its end, or left to the next replay.)
+
+What else is relied on:
+
+- A source's name in the ledger is `system:name`, and says nothing of the splits: a job may start again with
+  another number of them. `replay:` is taken.
+- `SourceLog.seal` may have read parts of other readers. One that holds the place is returned instead of that
+  given; what was sealed beyond it comes only from `seal_on`, and is to be read on from.
+- An exception from `next_batches` is final: runners do not ask again. An outage that may pass is therefore
+  waited out inside, with no batches meanwhile and with `busy` true, or an idle end would come.
+- `next_batches` shares its thread with the bundle: what can take longer than some tenths of a second belongs
+  into a thread of the reader's own.
 """
 
 import abc
