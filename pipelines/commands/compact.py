@@ -20,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     top = VerbParser(prog="beamrec compact", description=HELP)
     top.add_argument("--output", default=default("output"), help="what stream --output was given [URI]")
     which = top.add_mutually_exclusive_group(required=True)
-    which.add_argument("--hour", metavar="YYYY-MM-DDTHH", help="one closed hour, event time in UTC")
+    which.add_argument(
+        "--hour", metavar="YYYY-MM-DDTHH", help="one closed hour, event time in UTC; 2026-11-22T07"
+    )
     which.add_argument("--closed", action="store_true", help="all closed hours that have something new")
     top.add_argument(
         "--allowed-lateness",
