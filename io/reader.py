@@ -17,6 +17,8 @@ What else is relied on:
   another number of them. `replay:` is taken.
 - `SourceLog.seal` may have read parts of other readers. One that holds the place is returned instead of that
   given; what was sealed beyond it comes only from `seal_on`, and is to be read on from.
+- `Part.tail` is all that a later reader has to find a part again: where positions are counts of records, it
+  must say where the first of them begins and where the last ends.
 - An exception from `next_batches` is final: runners do not ask again. An outage that may pass is therefore
   waited out inside, with no batches meanwhile and with `busy` true, or an idle end would come.
 - `next_batches` shares its thread with the bundle: what can take longer than some tenths of a second belongs
