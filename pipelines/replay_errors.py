@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ from beamrec.transforms.replayed import ParseReplayed, parse_replayed
 __all__ = ["ErrorsReplay", "Replayed", "build", "dry_run", "parse", "replay_errors"]
 
 # What was replayed has come in time or too late once already; that is not asked again.
-_NEVER_LATE_SECONDS = 1e9
+_NEVER_LATE_SECONDS = math.inf
 
 
 @dataclasses.dataclass(frozen=True)

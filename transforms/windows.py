@@ -34,7 +34,8 @@ def split_windows(
     replay decides alike. A row whose window had ended by then is late and goes with the window of its
     arrival (its hour stays that of its event time): it is written with the next batch rather than in a
     file of its own. So does one that is dated after its arrival, lest it wait for a time to come: no row is
-    held back beyond the window of its arrival. Beyond `allowed_lateness_seconds` it has expired.
+    held back beyond the window of its arrival. Beyond `allowed_lateness_seconds` it has expired; with
+    `math.inf` none has.
 
     Args:
       events: rows with `event_time` and `arrival`.
@@ -49,7 +50,7 @@ def split_windows(
     arrival = _micros(events.column("arrival"))
     watermark = arrival - int(max_delay_seconds * 1e6)
     window_end = (event_time // width + 1) * width
-    expired = window_end + int(allowed_lateness_seconds * 1e6) <= watermark
+    expired = watermark - window_end >= allowed_lateness_seconds * 1e6
     stamp = np.where(window_end <= watermark, arrival, np.minimum(event_time, arrival))
     window = stamp // width
     pieces = []

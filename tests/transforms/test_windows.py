@@ -1,5 +1,6 @@
 """Windows: pieces lie in one window, late rows keep their hour, nothing is lost."""
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import apache_beam as beam
@@ -75,6 +76,16 @@ def test_the_very_end_of_the_allowed_lateness():
     for lateness, expected in ((3628, 1), (3629, 0)):
         _, expired = split_windows(events(age), 60, lateness, 2)
         assert expired.num_rows == expected
+
+
+def test_with_no_bound_nothing_is_too_late():
+    """A device whose clock began at 1970 when it was switched on, or before."""
+    first = datetime(1904, 1, 1, tzinfo=UTC)
+    ages = [(ARRIVAL - time).total_seconds() for time in (first, datetime(1970, 1, 1, tzinfo=UTC))]
+    pieces, expired = split_windows(events(*ages, 0), 60, math.inf, 2)
+    assert [(stamp, piece.num_rows) for stamp, piece in pieces] == [(int(ARRIVAL.timestamp() * 1e6), 3)]
+    assert expired.num_rows == 0
+    assert split_windows(events(*ages, 0), 60, 1e9, 2)[1].num_rows == 2
 
 
 @settings(max_examples=200, deadline=None)
