@@ -12,9 +12,11 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import BinaryIO
 
 from beamrec.io.event_folder import FolderReader, FolderSource
+from beamrec.io.event_interval import written_between
 from beamrec.io.event_text import (
     DAMAGED_BYTES,
     Record,
@@ -31,7 +33,7 @@ from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UsageError
 from beamrec.schemas.paths import local_path
 
-__all__ = ["EventFiles", "identity", "open_sources"]
+__all__ = ["EventFiles", "identity", "open_interval", "open_sources"]
 
 _SYSTEM = "file:"
 _LIST_SECONDS = 0.1
@@ -46,6 +48,11 @@ def open_sources(uri: str, options: SourceOptions) -> "list[EventFiles]":
     if not os.path.isdir(folder):
         raise UsageError(f"--input {uri}: no such folder; events are read from the JSONL files inside it")
     return [EventFiles(folder, options, index) for index in range(options.splits)]
+
+
+def open_interval(uri: str, options: SourceOptions, begin: datetime, end: datetime) -> "list[EventFiles]":
+    """See io.event_interval."""
+    return open_sources(uri, written_between(options, begin, end))
 
 
 def identity(uri: str) -> str:

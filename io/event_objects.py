@@ -10,9 +10,11 @@ import dataclasses
 import io
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, BinaryIO, cast
 
 from beamrec.io.event_folder import FolderReader, FolderSource
+from beamrec.io.event_interval import written_between
 from beamrec.io.event_text import (
     DAMAGED_BYTES,
     GROUP_BYTES,
@@ -30,7 +32,7 @@ from beamrec.io.registry import backend
 from beamrec.io.source_log import Part
 from beamrec.schemas.errors import BeamrecError, UnavailableError
 
-__all__ = ["EventObjects", "identity", "open_sources"]
+__all__ = ["EventObjects", "identity", "open_interval", "open_sources"]
 
 _OPTION = "--input"
 _LIST_SECONDS = 1.0
@@ -43,6 +45,11 @@ def open_sources(uri: str, options: SourceOptions) -> "list[EventObjects]":
     """One source a split; raises UsageError if there is no such bucket, UnavailableError if it is away."""
     _open(uri).try_access()
     return [EventObjects(uri, options, index) for index in range(options.splits)]
+
+
+def open_interval(uri: str, options: SourceOptions, begin: datetime, end: datetime) -> "list[EventObjects]":
+    """See io.event_interval."""
+    return open_sources(uri, written_between(options, begin, end))
 
 
 def identity(uri: str) -> str:

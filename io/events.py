@@ -2,7 +2,8 @@
 
 A source's module (see `io.registry`, kind `events`) has `open_sources(uri, options)`, which returns one
 `UnboundedSource` of RAW_EVENTS batches per split, and `identity(uri)`, the text that says which positions
-are meant; it is stored with the output and must not change. Readers derive from `io.reader.LedgerReader`,
+are meant; it is stored with the output and must not change. With `open_interval` (see `io.event_interval`) a
+past interval of it can be replayed. Readers derive from `io.reader.LedgerReader`,
 which states the rules that they keep.
 """
 
@@ -25,7 +26,8 @@ class SourceOptions:
 
     Attributes:
       output: URI of the output folder, which holds the ledger.
-      run: id of this run; `request_drain` with it makes the readers report their end.
+      run: id of this run, new at each start: `request_drain` with it makes the readers report their end, and
+        stays in the folder, so a run of the same id would end before it has read anything.
       max_delay_seconds: the watermark is arrival time less this.
       stop_when_idle_seconds: report the end after this long without data; None runs until drained.
       splits: number of readers, fixed for the job.

@@ -13,12 +13,14 @@ read when they are committed. An outage of the brokers is waited out.
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from beamrec.io.event_interval import with_bounds
 from beamrec.io.events import SourceOptions
 from beamrec.io.kafka_client import Address, Heard, check_topic, explain, may_pass, parse_address
 from beamrec.io.kafka_group import GroupOffsets
@@ -29,7 +31,7 @@ from beamrec.io.ledger_source import LedgerSource
 from beamrec.io.reader import LedgerReader, Row, raw_events
 from beamrec.io.source_log import Part
 
-__all__ = ["KafkaTopic", "identity", "open_sources"]
+__all__ = ["KafkaTopic", "identity", "open_interval", "open_sources"]
 
 _PARAMETERS = frozenset({"start", "end", "group", "lost"})
 _FETCH_MESSAGES = 1000  # at a time
@@ -51,6 +53,11 @@ def open_sources(uri: str, options: SourceOptions) -> "list[KafkaTopic]":
     address = _address(uri)
     check_topic(address)
     return [KafkaTopic(address, options, index) for index in range(options.splits)]
+
+
+def open_interval(uri: str, options: SourceOptions, begin: datetime, end: datetime) -> "list[KafkaTopic]":
+    """See io.event_interval."""
+    return open_sources(with_bounds(uri, begin, end), options)
 
 
 def identity(uri: str) -> str:

@@ -11,13 +11,15 @@ sealed once, under the stream's own name. Arrival is what Kinesis stored with ea
 """
 
 import dataclasses
+from datetime import datetime
 
+from beamrec.io.event_interval import with_bounds
 from beamrec.io.events import SourceOptions
 from beamrec.io.kinesis_client import Address, Shard, Stream, parse_address
 from beamrec.io.kinesis_reader import KinesisReader
 from beamrec.io.ledger_source import LedgerSource
 
-__all__ = ["KinesisEvents", "identity", "open_sources"]
+__all__ = ["KinesisEvents", "identity", "open_interval", "open_sources"]
 
 _OPTION = "--input"
 _HASH_BITS = 128
@@ -29,6 +31,11 @@ def open_sources(uri: str, options: SourceOptions) -> "list[KinesisEvents]":
     address = parse_address(uri, _OPTION)
     Stream(address, _CHECK_ATTEMPTS).check(_OPTION)
     return [KinesisEvents(address, options, index) for index in range(options.splits)]
+
+
+def open_interval(uri: str, options: SourceOptions, begin: datetime, end: datetime) -> "list[KinesisEvents]":
+    """See io.event_interval."""
+    return open_sources(with_bounds(uri, begin, end), options)
 
 
 def identity(uri: str) -> str:
