@@ -19,7 +19,7 @@ from beamrec.transforms.outcomes import outcomes, position_of
 from beamrec.transforms.parse_columns import parse_columns
 from beamrec.transforms.parse_record import InvalidError, RecordParser
 
-__all__ = ["ParseEvents", "parse_events", "parsed_outputs"]
+__all__ = ["ParseEvents", "count_parsed", "parse_events", "parsed_outputs"]
 
 
 def parse_events(
@@ -91,9 +91,14 @@ class _ParseDoFn(beam.DoFn):  # type: ignore[misc]
         events, dead = parse_events(
             raw, self._options.shop, self._options.dedupe_key, self._options.future_tolerance_seconds
         )
-        metrics.count("parsed", events.num_rows)
-        metrics.count("parse_dead_letters", dead.num_rows)
+        count_parsed(events, dead)
         yield from parsed_outputs(raw, events, dead)
+
+
+def count_parsed(events: pa.RecordBatch, dead: pa.RecordBatch) -> None:
+    """Metrics of a batch that was parsed."""
+    metrics.count("parsed", events.num_rows)
+    metrics.count("parse_dead_letters", dead.num_rows)
 
 
 def parsed_outputs(batch: pa.RecordBatch, events: pa.RecordBatch, dead: pa.RecordBatch) -> Iterator[Any]:

@@ -16,6 +16,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import CANDIDATES, OUTCOMES, RELEASE_ID, SIMILAR, TIMESTAMP, Fate
 from beamrec.schemas.paths import RECOMMENDATIONS, PartitionStyle, hour_folder
 from beamrec.schemas.reasons import EXPLAINED, RULED_SIMILAR
+from beamrec.transforms import metrics
 from beamrec.transforms.list_json import joined, quoted, ranked_json, similar_json
 from beamrec.transforms.ranked_lists import ProductsOfRows, as_objects, kept, lengths_of, sliced
 from beamrec.transforms.reasons import explained
@@ -71,6 +72,14 @@ def recommend(batch: pa.RecordBatch, items: int, explain: bool = False) -> pa.Re
         ],
         schema=_extended(kept.schema, EXPLAINED if explain else CANDIDATES),
     )
+
+
+def _counted(batch: pa.RecordBatch, items: int, explain: bool) -> pa.RecordBatch:
+    # Here, since every job recommends, and not every one has a serving table.
+    found = recommend(batch, items, explain)
+    metrics.count_values("served_by", found.column("served_by"))
+    metrics.count("release", found.num_rows, (found.schema.metadata or {}).get(RELEASE_ID, b"").decode())
+    return found
 
 
 def _extended(schema: pa.Schema, recommended: pa.DataType) -> pa.Schema:
@@ -223,7 +232,7 @@ class Recommend(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """[scored events] -> [events with their recommendations]."""
-        ranked = beam.Map(recommend, self.items, self.explain)
+        ranked = beam.Map(_counted, self.items, self.explain)
         return batches | "Rank" >> ranked.with_output_types(pa.RecordBatch)
 
 

@@ -12,7 +12,7 @@ import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import RAW_EVENTS
 from beamrec.schemas.shop import Shop
-from beamrec.transforms.parse import parse_events, parsed_outputs
+from beamrec.transforms.parse import count_parsed, parse_events, parsed_outputs
 from beamrec.transforms.parse_record import payload_id
 
 __all__ = ["ParseReplayed", "parse_replayed"]
@@ -93,6 +93,7 @@ class _ParseDoFn(beam.DoFn):  # type: ignore[misc]
         events, dead = parse_replayed(
             batch, options.shop, options.dedupe_key, options.future_tolerance_seconds
         )
+        count_parsed(events, dead)
         yield from parsed_outputs(batch, events, dead)
 
 

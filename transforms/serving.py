@@ -8,7 +8,6 @@ import pyarrow as pa
 import beamrec.transforms.coders  # noqa: F401  (registers the batch coder)
 from beamrec.schemas.events import RELEASE_ID, SERVED
 from beamrec.schemas.shop import Shop
-from beamrec.transforms import metrics
 from beamrec.transforms.list_json import ranked_json, similar_json
 from beamrec.transforms.recommend import similar_of_cart
 
@@ -33,13 +32,6 @@ def serving_rows(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
     )
 
 
-def _counted(batch: pa.RecordBatch, shop: Shop) -> pa.RecordBatch:
-    metrics.count_values("served_by", batch.column("served_by"))
-    release = (batch.schema.metadata or {}).get(RELEASE_ID, b"").decode()
-    metrics.count("release", batch.num_rows, release)
-    return serving_rows(batch, shop)
-
-
 @dataclasses.dataclass(eq=False)
 class ServingRows(beam.PTransform):  # type: ignore[misc]
     """`serving_rows` on a PCollection of recommended batches."""
@@ -48,4 +40,4 @@ class ServingRows(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, batches: beam.PCollection) -> beam.PCollection:
         """[events with their recommendations] -> [SERVED]."""
-        return batches | "Rows" >> beam.Map(_counted, self.shop).with_output_types(pa.RecordBatch)
+        return batches | "Rows" >> beam.Map(serving_rows, self.shop).with_output_types(pa.RecordBatch)

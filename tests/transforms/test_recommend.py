@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from beamrec.pipelines.job_metrics import read_metrics
 from beamrec.schemas.events import CANDIDATES, RELEASE_ID, SERVED, SIMILAR, event_schema
 from beamrec.schemas.shop import CLASSICMODELS
 from beamrec.transforms.recommend import FormatRecords, Recommend, format_records, recommend
@@ -149,6 +151,15 @@ def test_a_slice_gives_what_its_rows_give_and_no_rows_give_none():
     assert serving_rows(ranked.slice(2), CLASSICMODELS).column("customer_id").to_pylist() == ["7"]
     part = recommend(batch.slice(1), 3).drop_columns(["processed_at"])
     assert part.equals(ranked.slice(1).drop_columns(["processed_at"]))
+
+
+def test_who_served_and_the_release_are_counted_without_a_serving_table():
+    batch = scored({}, {"known": False}, {"user_vector": None}, {"customerNumber": None})
+    with beam.Pipeline(FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create([batch]) | Recommend(5) | FormatRecords()
+    found = read_metrics(pipeline.result).counters
+    assert found["served_by"] == {"known_customer": 2, "cold_customer": 1, "popular": 1}
+    assert found["release"] == {"r1": 4}
 
 
 def test_the_transforms_are_the_functions():

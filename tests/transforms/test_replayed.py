@@ -4,15 +4,18 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
+from beamrec.pipelines.job_metrics import read_metrics
 from beamrec.schemas.deadletters import DeadLetter
 from beamrec.schemas.events import RAW_EVENTS, event_schema
 from beamrec.schemas.replays import REPLAYED
 from beamrec.schemas.shop import CLASSICMODELS as SHOP
 from beamrec.transforms.parse import parse_events
-from beamrec.transforms.replayed import parse_replayed
+from beamrec.transforms.replayed import ParseReplayed, parse_replayed
 
 ARRIVAL = datetime(2026, 11, 22, 7, 30, tzinfo=UTC)
 SOURCE = {"system": "file", "name": "a:b.jsonl", "after": 40, "position": 77}
@@ -76,3 +79,12 @@ def test_a_dead_letter_of_an_event_that_was_never_one_is_an_ordinary_one() -> No
     _, (letter,) = parse(row(6, b"[]", origin=None, attempt=0))
     assert letter.attempt == 1
     assert letter.source["position"] == 6
+
+
+def test_what_is_parsed_again_is_counted_as_what_is_parsed_first() -> None:
+    rows = [row(1, b"{}"), row(2, b"[]"), row(3, b"{}")]
+    with beam.Pipeline(FnApiRunner()) as pipeline:
+        batches = pipeline | beam.Create([pa.RecordBatch.from_pylist(rows, schema=REPLAYED)])
+        _ = batches | ParseReplayed(SHOP)
+    found = read_metrics(pipeline.result).counters
+    assert (found["parsed"], found["parse_dead_letters"]) == ({"": 2}, {"": 1})
