@@ -65,10 +65,14 @@ class _Reader(LedgerReader):
 
     def next_batches(self, seal_new: bool) -> Iterator[pa.RecordBatch] | None:
         """See LedgerReader: one file, which was sealed before or is now."""
-        known = self._files and self.log.last(_SYSTEM + self._files[0].path)
-        if not self._files or not (known or seal_new):
+        if not seal_new:
+            # A file that came late, of an hour before those that were read, does not hold a drain back.
+            while self._files and self.log.last(_SYSTEM + self._files[0].path) is None:
+                self._files.popleft()
+        if not self._files:
             return None
         file = self._files.popleft()
+        known = self.log.last(_SYSTEM + file.path)
         rows = list(read_records(self._from, file, self._source.begin, self._source.end))
         self.advance_watermark(file.hour.timestamp())
         if rows and not known:
