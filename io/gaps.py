@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import uuid
 
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError
@@ -16,6 +17,7 @@ from beamrec.transforms import metrics
 __all__ = ["Gap", "count_gaps", "note_gap", "read_gaps"]
 
 _FOLDER = "_ledger/gaps"
+_FINDER = "found_by"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -39,18 +41,21 @@ class Gap:
 
 
 def note_gap(store: Store, gap: Gap) -> bool:
-    """Keeps a gap and says it in the log; False if it was kept before.
+    """Keeps a gap and says it in the log; False if another has kept it before.
 
-    Counted by the metrics `gaps` and, as far as known, `lost_records`.
+    Counted by the metrics `gaps` and, as far as known, `lost_records`, by who keeps it. The log has it from
+    everybody who finds it: one that kept it and was killed has perhaps said nothing.
     """
     key = json.dumps([gap.source, gap.after, gap.since_us])
     path = f"{_FOLDER}/{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if not store.create(path, json.dumps(dataclasses.asdict(gap)).encode()):
-        return False
+    data = json.dumps(dataclasses.asdict(gap) | {_FINDER: uuid.uuid4().hex}).encode()
+    # The name may be taken by ourselves: by a `create` that came through while its answer was lost.
+    is_new = store.create(path, data) or store.read(path) == data
     _LOGGER.warning("%s: records are missing after position %d: %s", gap.source, gap.after, gap.reason)
-    metrics.count("gaps", 1)
-    metrics.count("lost_records", gap.at_most or 0)
-    return True
+    if is_new:
+        metrics.count("gaps", 1)
+        metrics.count("lost_records", gap.at_most or 0)
+    return is_new
 
 
 def count_gaps(store: Store) -> int:
@@ -68,7 +73,9 @@ def read_gaps(store: Store) -> list[Gap]:
     for name in store.names(_FOLDER):
         path = f"{_FOLDER}/{name}"
         try:
-            found.append(Gap(**json.loads(store.read(path))))
-        except (ValueError, TypeError) as error:
+            values = json.loads(store.read(path))
+            values.pop(_FINDER, None)
+            found.append(Gap(**values))
+        except (ValueError, TypeError, AttributeError) as error:
             raise BeamrecError(f"{path} is damaged ({error}); restore it") from error
     return sorted(found, key=lambda gap: (gap.source, gap.after, gap.since_us))

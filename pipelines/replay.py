@@ -1,5 +1,6 @@
 """`beamrec replay`: dead letters after a fix, or a past interval with another release."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,8 @@ def _told(done: Replayed, console: Console) -> dict[str, Any]:
 def _told_difference(done: Rescored, items: int, console: Console) -> dict[str, Any]:
     counts = done.account.counts
     console.print(f"{counts.records_in:,} events read: {counts.out:,} recommended: {done.output}")
+    for gap in done.gaps:
+        console.print(f"records lost upstream: {gap.source} after position {gap.after}: {gap.reason}")
     found = done.difference.to_dict() if done.difference else None
     if found:
         console.print(
@@ -92,6 +95,7 @@ def _told_difference(done: Rescored, items: int, console: Console) -> dict[str, 
         **counts.to_dict(),
         "reconciled": True,
         "difference": found,
+        "gaps": [dataclasses.asdict(gap) for gap in done.gaps],
         "paths": {
             "recommendations": f"{done.output}/recommendations",
             "errors": f"{done.output}/errors",

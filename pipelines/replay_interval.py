@@ -12,6 +12,7 @@ from beamrec.io.apart import check_apart
 from beamrec.io.begun import begin_run
 from beamrec.io.event_interval import bounded_sources
 from beamrec.io.events import ReadEvents, identity
+from beamrec.io.gaps import Gap, read_gaps
 from beamrec.io.lease import Lease
 from beamrec.io.ledger import Account, Settings, account, fix_settings, stored_settings
 from beamrec.io.recommended_events import RecommendedEvents
@@ -84,11 +85,13 @@ class Rescored:
 
     Attributes:
       difference: from the recommendations that were given; None without them.
+      gaps: where the input had lost events of the interval.
     """
 
     account: Account
     output: str
     difference: Difference | None
+    gaps: tuple[Gap, ...] = ()
 
 
 def parse(values: Namespace, beam_args: Sequence[str], console: Console) -> IntervalReplay:
@@ -157,7 +160,7 @@ def replay_interval(
         )
     console.status("comparing")
     compared = old and difference(old, store, replay.begin, replay.end, config.items)
-    return Rescored(found, store.uri, compared or None)
+    return Rescored(found, store.uri, compared or None, tuple(read_gaps(store)))
 
 
 def _check_all(replay: IntervalReplay, runner: str, beam_args: Sequence[str]) -> tuple[Store, Store | None]:
