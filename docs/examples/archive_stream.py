@@ -8,6 +8,7 @@ it ends there. What the script does not know goes to Beam.
 """
 
 import argparse
+import uuid
 
 import apache_beam as beam
 import pyarrow as pa
@@ -44,7 +45,9 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("--splits", type=int, default=2)
     args, beam_args = parser.parse_known_args()
-    sources = open_sources(args.stream, SourceOptions(args.output, run="archive", splits=args.splits))
+    # A new one at each start: whoever drains a run (`io.ledger.request_drain`) means that run for ever.
+    run = f"archive-{uuid.uuid4().hex}"
+    sources = open_sources(args.stream, SourceOptions(args.output, run, splits=args.splits))
     with beam.Pipeline(options=PipelineOptions(["--runner=PrismRunner", *beam_args])) as pipeline:
         _ = (
             pipeline

@@ -1,12 +1,16 @@
 """The examples of docs/, run as a reader of them would."""
 
+import runpy
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from beamrec.io.ledger import account
+import pytest
+
+from beamrec.io.events import SourceOptions
+from beamrec.io.ledger import account, drain_requested, request_drain
 from beamrec.io.store import open_store
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -45,6 +49,26 @@ def test_a_kafka_topic_is_archived_and_a_second_run_adds_what_is_new(kafka: Any,
         kafka.send(topic, clicks(first, last), partition=first % 2)
         archive(kafka.uri(topic, end="latest"), tmp_path / "out")
     check(tmp_path / "out", clicks(0, 900))
+
+
+def test_a_drained_archive_goes_on_at_its_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request to drain is kept for ever: a run of the same name would end before it has read anything."""
+    module = runpy.run_path(str(ARCHIVE))
+    names: list[str] = []
+
+    def open_sources(uri: str, options: SourceOptions) -> Any:
+        names.append(options.run)
+        raise EOFError
+
+    module["main"].__globals__["open_sources"] = open_sources
+    store = open_store(str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(ARCHIVE), "kafka://localhost:1/clicks", str(tmp_path)])
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            module["main"]()
+        assert not drain_requested(store, names[-1])
+        request_drain(store, names[-1])
+    assert len(set(names)) == 2
 
 
 def test_the_documents_show_the_example_that_is_run() -> None:
