@@ -109,9 +109,11 @@ def test_a_release_of_a_shop_with_another_name_is_refused(
 def test_a_start_that_is_refused_for_its_port_binds_no_folder_and_says_nothing_of_serving(
     run: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(UsageError, match=r"--metrics-port \d+: cannot be opened"):
-            run(f"--metrics-port={taken.getsockname()[1]}")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(UsageError, match=r"--metrics-port \d+: cannot be opened"),
+    ):
+        run(f"--metrics-port={taken.getsockname()[1]}")
     assert not (tmp_path / "out").exists()
     assert "serving release" not in "".join(capsys.readouterr())
 
