@@ -23,8 +23,8 @@ send first at the same time. What became of each record is in the ledger (`beamr
 - `beamrec stream --metrics-port 9464` answers Prometheus at `http://127.0.0.1:9464/metrics`
   (`--metrics-host` for other machines), with figures at most two seconds old: what the runner says, and of
   the ledger `beamrec_ledger_records{fate=…}` over all runs and `beamrec_open_window_rows`; also the
-  watermarks as `beamrec_watermark_timestamp_seconds{split=…}`, and `beamrec_release_in_use{release=…}`, which is 1.
-  Counters begin at 0 with each run.
+  watermarks as `beamrec_watermark_timestamp_seconds{split=…}`, and
+  `beamrec_release_in_use{release=…}`, which is 1. Counters begin at 0 with each run.
 - `beamrec runs show ID` (or `last`) shows the last minute of a stream: rate, latencies, lag, release in
   use.
 - `beamrec stream --json` ends with `latency` (p50, p90, p99 in ms of the whole run) and `metrics`.
