@@ -75,7 +75,6 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
       sources: one a split.
       poll_interval: seconds until a source without data is asked again.
       max_read_time_seconds: after which a busy source ends its bundle.
-      max_batches: after which it does so too.
       hold_seconds: how long a bundle waits for data, asking each `poll_interval`; 0 ends it at once.
     """
 
@@ -83,7 +82,6 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
     poll_interval: float = 0.05
     max_read_time_seconds: float = 0.1
     hold_seconds: float = 0.0
-    max_batches: int = 10_000
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         """-> [RAW_EVENTS]."""
@@ -96,7 +94,6 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]
                 # Where the bundle has waited already, the next one begins at once.
                 poll_interval=0 if self.hold_seconds else self.poll_interval,
                 max_read_time_seconds=self.max_read_time_seconds,
-                max_records_per_bundle=self.max_batches,
             )
             for i, split in enumerate(place(splits))
         ]

@@ -34,18 +34,16 @@ class ReadSettings:
       poll_interval: seconds until a source without data is asked again.
       max_read_time_seconds: seconds after which a busy source ends its bundle.
       hold_seconds: how long a bundle waits for data, asking each `poll_interval`, where ending one is dear.
-      max_batches: batches after which a busy source ends its bundle.
     """
 
     poll_interval: float = 0.05
     max_read_time_seconds: float = 0.1
     hold_seconds: float = 0.0
-    max_batches: int = 10_000
 
     @property
-    def parts(self) -> tuple[float, float, float, int]:
+    def parts(self) -> tuple[float, float, float]:
         """As `io.events.ReadEvents` takes them."""
-        return self.poll_interval, self.max_read_time_seconds, self.hold_seconds, self.max_batches
+        return self.poll_interval, self.max_read_time_seconds, self.hold_seconds
 
 
 @dataclasses.dataclass(frozen=True)

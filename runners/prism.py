@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from beamrec.runners.preset import Job, Preset, ReadSettings, Say, register
+from beamrec.runners.preset import Job, Preset, Say, register
 from beamrec.schemas.errors import UnavailableError, UsageError
 
 __all__ = ["PRISM", "find_prism"]
@@ -158,8 +158,4 @@ def _wait_until_up(process: "subprocess.Popen[bytes]", port: int) -> None:
     raise UnavailableError(f"Prism did not answer on port {port} within {_START_SECONDS:g} s; see the log")
 
 
-# While one batch's rows are on their way to the serving table the next is made, but within a bundle only: a
-# busy job has some in each, and one that is not ends it with the data.
-_READ = ReadSettings(max_read_time_seconds=1.0, max_batches=8)
-
-PRISM = register(Preset("prism", _start, read=_READ, is_own=True))
+PRISM = register(Preset("prism", _start, is_own=True))
