@@ -282,6 +282,32 @@ def test_a_replay_in_a_bucket(trained: Any, tmp_path: Path, s3: Any) -> None:
     assert (found.counts.records_in, found.counts.out, found.counts.dead_letters) == (51, 50, 1)
 
 
+def test_more_than_may_be_on_its_way_is_replayed_where_nothing_is_written_before_the_end(
+    trained: Any, tmp_path: Path, command_line: Callable[..., dict[str, Any]]
+) -> None:
+    folder = Folder(tmp_path, trained.home)
+    # More than one batch of a reader, and the first of them is more than 1 MiB.
+    folder.write("a", [event(f"e{n}", ts=n, when=THEN.isoformat(), note="x" * 1100) for n in range(1200)])
+    assert folder.stream("ts")["dead_letters"] == 1200
+    # In a process of its own, which ends with the test.
+    argv = (f"--errors={folder.output}", shop(tmp_path, "when"), "--runner=direct", "--max-in-flight-mb=1")
+    done = command_line("replay", *argv, home=trained.home, timeout=900)
+    assert done["ok"], done
+    assert (done["replayed"]["visible"], done["replayed"]["left"]) == (1200, 0)
+
+
+def test_an_event_of_a_clock_at_1970_is_not_too_late_for_a_replay(trained: Any, tmp_path: Path) -> None:
+    folder = Folder(tmp_path, trained.home)
+    folder.write("a", [event("epoch", when="1970-01-01T00:00:01Z"), event("now", when=NOW.isoformat())])
+    assert folder.stream("when")["expired"] == 1
+    assert folder.replay("--stage=expired")["replayed"]["visible"] == 1
+    assert whole(folder) == collections.Counter(read=2, visible=2, dead=0, duplicate=0, expired=0)
+    assert [hour for hour, record in folder.visible() if record["event_id"] == "epoch"] == [
+        "year=1970/month=01/day=01/hour=00"
+    ]
+    assert folder.replay("--stage=expired")["replayed"]["letters"] == 0
+
+
 HOURS = 12 if os.environ.get("BEAMREC_FAULTS") == "short" else 60
 KILLS = 2 if os.environ.get("BEAMREC_FAULTS") == "short" else 8
 
