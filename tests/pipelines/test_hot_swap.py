@@ -176,6 +176,7 @@ def test_every_list_is_of_the_release_that_it_names(
     finally:
         shoppers.stop()
         store.promote(trained.release, "test")
+    job.wait_for(shoppers.sent)  # a drain reads no new file
     assert job.interrupt()["ok"]
     records = [record for _, record in job.visible()]
     assert collections.Counter(r["event_id"] for r in records) == {f"e{n}": 1 for n in range(shoppers.sent)}
