@@ -26,7 +26,7 @@ def contents(lake: Path) -> dict[str, str]:
 
 def listed(lake: Path) -> list[Any]:
     """What the manifest says of the files, in the order of their names."""
-    manifest = json.loads((lake / "ratings_ml_training" / "_manifest.json").read_text())
+    manifest = json.loads((lake / "_manifest.json").read_text())
     return sorted(manifest["files"], key=lambda file: str(file["path"]))
 
 

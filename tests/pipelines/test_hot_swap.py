@@ -221,5 +221,6 @@ def test_a_release_that_cannot_be_read_leaves_the_old_one_serving(
         store.promote(trained.release, "test")
         if hidden.exists():
             shutil.move(hidden, folder)
+    job.wait_for(shoppers.sent)
     assert job.interrupt()["ok"]
     assert len(job.visible()) == shoppers.sent

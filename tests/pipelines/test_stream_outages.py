@@ -94,6 +94,10 @@ def test_the_database_goes_away_again_and_again(
         time.sleep(STEADY_SECONDS)
     clicks.stop()
     serving.wait_until_served(clicks, job, WAIT_SECONDS)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while tally.update().records_in < len(clicks.sent):  # a drain reads no new file
+        assert time.monotonic() < deadline, job.log.read_text()[-3000:]
+        time.sleep(0.2)
     assert job.interrupt()["ok"], job.log.read_text()[-3000:]
     memory.stop()
     check(job, clicks, serving)
