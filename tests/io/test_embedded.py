@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import psycopg2
 import pytest
 
@@ -127,6 +128,8 @@ def test_uris_and_paths_are_checked(tmp_path: Path) -> None:
 def test_a_suspended_server_is_told_at_once_and_stops_once_it_goes_on(folder: Path) -> None:
     server = embedded.ensure_running(folder)
     os.kill(server.pid, signal.SIGSTOP)
+    while psutil.Process(server.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)  # on a busy machine it is stopped when it is next on
     try:
         with pytest.raises(UnavailableError, match=f"process {server.pid} is suspended.*kill -CONT"):
             embedded.stop_server(folder)
