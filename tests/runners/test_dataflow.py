@@ -94,8 +94,8 @@ def vector_db(postgresql: Any) -> str:
 def _release() -> ReleaseContents:
     vectors = np.eye(4, dtype=np.float32)
     manifest = ReleaseManifest(
-        id="20261122T1200-00000001", created_at="2026-11-22T12:00:00Z", code_version="0", shop="classicmodels",
-        user_key_type="int", item_key_type="string", dim=4, items=4, users=4, files=(),
+        id="20261122T1200-00000001", created_at="2026-11-22T12:00:00Z", code_version="0",
+        shop="classicmodels", user_key_type="int", item_key_type="string", dim=4, items=4, users=4, files=(),
     )  # fmt: skip
     checksum = hashlib.sha256(manifest.to_json()).hexdigest()
     items, users = ("P1", "P2", "P3", "P4"), ("1", "2", "3", "4")
