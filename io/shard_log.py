@@ -274,7 +274,9 @@ def _with_duplicates(fates: pa.ChunkedArray, repeated: npt.NDArray[np.intp]) -> 
 
 def _segments(rows: pa.Table) -> list[tuple[str, pa.Array]]:
     """Lines by folder, folders in order; a duplicate has a fate but no line."""
-    written = rows.filter(pc.not_equal(rows["fate"], Fate.DUPLICATE.value))
+    has_line = pc.not_equal(rows["fate"], Fate.DUPLICATE.value)
+    # The lines are most of the data, and as a rule all of them are written.
+    written = rows if pc.all(has_line).as_py() else rows.filter(has_line)
     folders = written["folder"].combine_chunks().dictionary_encode()
     codes, lines = folders.indices.to_numpy(), written["line"].combine_chunks()
     names = folders.dictionary.to_pylist()
