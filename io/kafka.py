@@ -12,7 +12,7 @@ read when they are committed. An outage of the brokers is waited out.
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,7 +25,7 @@ from beamrec.io.events import SourceOptions
 from beamrec.io.kafka_client import Address, Heard, check_topic, explain, may_pass, parse_address
 from beamrec.io.kafka_group import GroupOffsets
 from beamrec.io.kafka_partition import Partition, Record
-from beamrec.io.kafka_places import Places, check_bounds, sealed_since
+from beamrec.io.kafka_places import Places, check_bounds, partition_of
 from beamrec.io.kafka_requests import Question, TopicWatch, ask_offsets
 from beamrec.io.ledger_source import LedgerSource
 from beamrec.io.reader import LedgerReader, Row, raw_events
@@ -101,9 +101,11 @@ class _Reader(LedgerReader):
         self._heard = Heard(self._address.where)
         self._admin = AdminClient({**self._address.client(), "error_cb": self._heard})
         self._watch = TopicWatch(self._address, self._admin)
-        self._places = Places(self._address, self._admin, self._store, self.log, source.owns, self._resume)
         self._partitions: dict[int, Partition] = {}
         self._adrift: dict[int, Partition] = {}
+        self._places = Places(
+            self._address, self._admin, self._store, self.log, self._see_sealed, source.owns, self._resume
+        )
         self._released: set[int] = set()
         self._ends = Question(self._address.where, self._ask_ends)
         self._next_ends = 0.0
@@ -251,11 +253,21 @@ class _Reader(LedgerReader):
                 partition.drop_new()
             elif part := partition.new_part(now_us):
                 parts[number] = part
-        if not parts:
-            return
-        for held in sealed_since(self._store, self.log, self.log.seal(list(parts.values()))):
-            number = int(held.source.rpartition("/")[2])
-            self._partitions[number].add_sealed(held)
+        if parts:
+            # Another reader may have been here first, and gone on: what it sealed is read as it is sealed.
+            self._see_sealed(self.log.seal_on(list(parts.values())))
+
+    def _see_sealed(self, parts: Collection[Part]) -> None:
+        """Takes what the log has more, of whichever partition."""
+        for part in parts:
+            number = partition_of(part.source, self._address.topic)
+            if number is None:
+                continue
+            partition = self._partitions.get(number) or self._adrift.get(number)
+            if partition is None:
+                self._places.remember([part])
+            else:
+                partition.add_sealed(part)
 
     def _ask_ends(self) -> Any:
         latest = {"end": OffsetSpec.latest()}

@@ -171,7 +171,11 @@ class Partition:
           BeamrecError: a part has other records than were counted when it was sealed.
         """
         while self._sealed and self._complete(self._sealed[0]):
-            part, after = self._sealed.popleft(), self.emitted_to
+            part = self._sealed.popleft()
+            # Others may have read on so far that the log has no parts any more of what lies between.
+            after = max(self.emitted_to, part.after)
+            while self._records and self._records[0].position <= after:
+                self._records.popleft()
             records = []
             while self._records and self._records[0].position <= part.position:
                 records.append(self._records.popleft())

@@ -5,7 +5,7 @@ comes first. A partition that is not in it was added later, and is read from its
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -18,12 +18,19 @@ from beamrec.io.source_log import Part, SourceLog
 from beamrec.io.store import Store
 from beamrec.schemas.errors import BeamrecError, UsageError
 
-__all__ = ["Places", "check_bounds", "sealed_since", "source_of"]
+__all__ = ["Places", "check_bounds", "partition_of", "source_of"]
 
 
 def source_of(topic: str, partition: int) -> str:
     """A partition's name in the ledger."""
     return f"kafka:{topic}/{partition}"
+
+
+def partition_of(source: str, topic: str) -> int | None:
+    """The partition of a topic that has this name in the ledger; None if it is something else."""
+    begin = source_of(topic, 0)[:-1]
+    number = source.removeprefix(begin)
+    return int(number) if source.startswith(begin) and number.isdecimal() else None
 
 
 def check_bounds(address: Address) -> None:
@@ -49,16 +56,6 @@ def _spec(address: Address, name: str, words: tuple[str, ...]) -> OffsetSpec | N
     return OffsetSpec.for_timestamp(int(time_.timestamp() * 1000))
 
 
-def sealed_since(store: Store, log: SourceLog, held: Sequence[Part]) -> list[Part]:
-    """Parts that hold, and those of the same sources that another reader has sealed after them."""
-    if all(log.last(part.source) == part for part in held):
-        return list(held)
-    ends = {part.source: part.position for part in held}
-    known = SourceLog(store).read()
-    later = [part for part in known if part.source in ends and part.after >= ends[part.source]]
-    return [*held, *(part for part in later if part not in held)]
-
-
 class Places:
     """Finds the places of partitions without waiting for the broker.
 
@@ -68,6 +65,7 @@ class Places:
     Args:
       store: the output folder.
       log: of it; what it holds of this topic is read here.
+      see_sealed: gets what was found in the log later: by this reader's own partitions, and by `remember`.
       owns: whether this reader reads a partition.
       resume: the position of a source up to which everything has a fate.
     """
@@ -78,11 +76,12 @@ class Places:
         admin: AdminClient,
         store: Store,
         log: SourceLog,
+        see_sealed: Callable[[Collection[Part]], None],
         owns: Callable[[int], bool],
         resume: Callable[[str], int],
     ) -> None:
         self._address, self._admin, self._store, self._log = address, admin, store, log
-        self._resume = resume
+        self._see_sealed, self._resume = see_sealed, resume
         self._ledger: dict[int, list[Part]] = {}
         self._question: Question | None = None
         self._specs = {"first": OffsetSpec.earliest(), "last": OffsetSpec.latest()}
@@ -90,7 +89,7 @@ class Places:
             spec = _spec(address, name, words)
             if spec is not None:
                 self._specs[name] = spec
-        self._remember(log.read())
+        self.remember(log.read())
         self.owed = frozenset(
             number
             for number, parts in self._ledger.items()
@@ -169,8 +168,12 @@ class Places:
         note_gap(self._store, gap)
         place = Place(partition.topic_id, first)
         end = partition.sealed_to
-        (held,) = self._log.seal([Part(partition.source, end, end, 0, time.time_ns() // 1000, str(place))])
-        partition.add_sealed(held)
+        part = Part(partition.source, end, end, 0, time.time_ns() // 1000, str(place))
+        found = self._log.seal_on([part])
+        for held in found:
+            if held.source == part.source:
+                partition.add_sealed(held)
+        self._see_sealed([held for held in found if held.source != part.source])
         partition.restart()
 
     def _from_ledger(self, number: int, topic_id: str) -> Partition:
@@ -193,15 +196,14 @@ class Places:
                 source = source_of(self._address.topic, number)
                 starts.append(Part(source, 0, 0, 0, now_us, str(Place(topic_id, offset))))
         if starts:
-            self._remember(sealed_since(self._store, self._log, self._log.seal(starts)))
+            self._see_sealed(self._log.seal_on(starts))
 
-    def _remember(self, parts: Collection[Part]) -> None:
+    def remember(self, parts: Collection[Part]) -> None:
         """Keeps of each partition the parts that are not wholly fated, and at least the last."""
-        begin = source_of(self._address.topic, 0)[:-1]
         for part in parts:
-            number = part.source.removeprefix(begin)
-            if part.source.startswith(begin) and number.isdecimal():
-                kept = self._ledger.setdefault(int(number), [])
+            number = partition_of(part.source, self._address.topic)
+            if number is not None:
+                kept = self._ledger.setdefault(number, [])
                 kept[:] = [p for p in kept if p.position > self._resume(p.source)]
                 place_of(part)
                 kept.append(part)

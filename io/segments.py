@@ -35,8 +35,9 @@ from beamrec.transforms import metrics
 __all__ = ["WriteSegments", "split_shards"]
 
 _ROWS_A_COMMIT = 50_000
-# A window closes for all shards at once, and a commit waits for the disk half of its time.
-_COMMITS_AT_A_TIME = 4
+# A window closes for all shards at once, and a commit waits for the disk half of its time. With four, events
+# that come meanwhile wait longer for their recommendations.
+_COMMITS_AT_A_TIME = 2
 
 
 def split_shards(outcomes: pa.RecordBatch, shards: int) -> list[tuple[int, pa.RecordBatch]]:

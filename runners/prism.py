@@ -22,6 +22,7 @@ __all__ = ["PRISM", "find_prism"]
 
 _LOGGER = logging.getLogger(__name__)
 _PACKAGE = "github.com/apache/beam/sdks/v2/go/cmd/prism"
+_ATTEMPTS = 3
 _START_SECONDS = 30.0
 _OPTIONS = (
     # Workers are threads of this process: no container, and a drain reaches them at once.
@@ -99,23 +100,39 @@ def _download(problem: str) -> str:
 @contextlib.contextmanager
 def _start(job: Job, beam_args: Sequence[str], say: Say) -> Iterator[list[str]]:
     location, rest = _split_location(beam_args)
-    port = _free_port()
-    command = [find_prism(location, say), f"--job_port={port}", "--log_kind=json", "--serve_http=false"]
-    process = subprocess.Popen(  # noqa: S603
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        # A session of its own, or Ctrl-C would end Prism before anything drains.
-        start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-    )
-    threading.Thread(target=_copy_log, args=(process,), name="prism-log", daemon=True).start()
+    process, port = _serve(find_prism(location, say))
     try:
-        _wait_until_up(process, port)
         yield ["--runner=PrismRunner", f"--job_endpoint=localhost:{port}", *_OPTIONS, *rest]
     finally:
         process.kill()
         process.wait()
+
+
+def _serve(prism: str) -> "tuple[subprocess.Popen[bytes], int]":
+    """Prism on a free port, up."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        port = _free_port()
+        process = subprocess.Popen(  # noqa: S603
+            [prism, f"--job_port={port}", "--log_kind=json", "--serve_http=false"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # A session of its own, or Ctrl-C would end Prism before anything drains.
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+        )
+        threading.Thread(target=_copy_log, args=(process,), name="prism-log", daemon=True).start()
+        try:
+            _wait_until_up(process, port)
+            return process, port
+        except BaseException as error:
+            # Between the choice of a port and its use another process may take it.
+            ended = isinstance(error, UnavailableError) and process.poll() is not None
+            again = ended and attempt < _ATTEMPTS
+            process.kill()
+            process.wait()
+            if not again:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _split_location(beam_args: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from apache_beam.utils.timestamp import MAX_TIMESTAMP
+from confluent_kafka import TopicPartition
 from kafka_reader_fixtures import Rows, numbers, payloads, place
 
 from beamrec.io import kafka as kafka_source
@@ -231,6 +232,26 @@ def test_two_readers_of_one_split_agree_on_what_was_read(kafka_job, kafka):
     rows = [found + kafka_job.all_of(twin) for found, twin in zip(rows, twins, strict=True)]
     assert [payloads(found) for found in rows] == [numbers(40)] * 2
     assert rows[0] == rows[1]
+    kafka_job.fate(rows[0] + rows[1])
+    assert account(kafka_job.store).reconciled
+
+
+def test_a_reader_follows_its_twin_in_partitions_of_which_it_has_nothing_to_seal(kafka_job, kafka):
+    topic = kafka.create_topic(2)
+    first, second = (kafka_job.reader(kafka.uri(topic)) for _ in range(2))
+    kafka.send(topic, [b"0"], partition=1)
+    rows = [kafka_job.read(twin, bool) for twin in (first, second)]
+    away = [TopicPartition(topic, 0)]
+    second._consumer.pause(away)
+    for number in range(1, 4):
+        kafka.send(topic, [b"%d" % number], partition=0)
+        rows[0] += kafka_job.read(first, bool)
+    kafka.send(topic, [b"4"], partition=1)
+    rows[1] += kafka_job.read(second, lambda found: b"4" in payloads(found))
+    second._consumer.resume(away)
+    kafka.send(topic, [b"5"], partition=0)
+    rows = [found + kafka_job.all_of(twin) for found, twin in zip(rows, (first, second), strict=True)]
+    assert [sorted(payloads(found)) for found in rows] == [numbers(6)] * 2
     kafka_job.fate(rows[0] + rows[1])
     assert account(kafka_job.store).reconciled
 

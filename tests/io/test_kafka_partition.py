@@ -93,6 +93,16 @@ def test_another_reader_that_sealed_more_is_followed():
     assert handed_out(partition) == [(0, [1, 2])]
 
 
+def test_what_another_reader_brought_to_its_end_is_left_out():
+    """A snapshot keeps of wholly fated parts only the last of their source."""
+    partition = Partition.resume([part(0, 0, 0, 0)], resume=0)
+    for position in (1, 2, 3, 4):
+        partition.take(record(position))
+    partition.add_sealed(part(2, 3, 1, 2))
+    assert handed_out(partition) == [(2, [3])]
+    assert partition.new_part(NOW) == part(3, 4, 1, 3)
+
+
 def test_a_drain_forgets_only_what_is_not_sealed():
     partition = Partition.resume([part(0, 2, 2, 0)], resume=0)
     for position in (1, 2, 3):
