@@ -168,11 +168,12 @@ def _latency(bench: _Bench, values: argparse.Namespace, records: Records) -> Non
     with start("beamrec", bench.kafka.address, topic, bench.uri, folder, values.peer_python, options) as job:
         with Watch(job.pid) as watch:
             _at_rate(bench, topic, 200.0, 5, watch)  # warms up
-            for share in (*range(120, 50, -10), *range(50, 10, -10)):
+            # Upwards, or what a higher rate has left behind would be a lower one's burden.
+            for share in range(20, 130, 10):
                 found = _at_rate(bench, topic, share / 100 * top, values.seconds, watch)
-                if not found["grows"]:
-                    held = share / 100 * top
+                if found["grows"]:
                     break
+                held = share / 100 * top
             time.sleep(2 * WINDOW_SECONDS)  # until the files of what was too much are written
             for share in _SHARES:
                 # Long enough for some windows, of which the files are looked at.
