@@ -285,12 +285,17 @@ class LedgerReader(UnboundedReader, abc.ABC):  # type: ignore[misc]
             return True
 
     def close(self) -> None:
-        """See UnboundedReader; once for each user."""
+        """See UnboundedReader; once for each user.
+
+        Beam also closes what it has parked with an instance and nobody has asked for since: that ends nothing
+        for an instance that has gone on with the reader. One that fails in the midst has no mark to resume.
+        """
         with _LIVE_LOCK:
-            self._resumable = 0
             self._uses -= 1
-        if not self._uses:
-            self.release()
+            if self._uses:
+                return
+            self._resumable = 0
+        self.release()
 
     def release(self) -> None:
         """Gives back what the reader holds, when nobody uses it any more."""

@@ -72,3 +72,14 @@ def test_a_reader_is_released_with_its_last_user(source: EventFiles, monkeypatch
     assert released == []
     reader.close()
     assert released == [True]
+
+
+def test_an_instance_that_forgets_a_reader_leaves_it_to_the_one_that_has_it(source: EventFiles) -> None:
+    """Beam closes what was parked with an instance for a minute, though other instances read on."""
+    reader = source.create_reader(None, None)
+    first = reader.get_checkpoint_mark()
+    assert source.create_reader(None, first) is reader
+    assert numbers(reader) == [0]
+    mark = reader.get_checkpoint_mark()
+    reader.close()
+    assert source.create_reader(None, mark) is reader
