@@ -168,8 +168,8 @@ class _Reader(LedgerReader):
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "queued.max.messages.kbytes": _QUEUE_KIB,
-            # A broker that answers with each record that comes has twice the work: 45 against 27 % of a core at
-            # 2,800 events/s. What comes slowly is 20 ms late.
+            # A broker that answers with each record that comes has twice the work: 45 against 27 % of a core
+            # at 2,800 events/s. What comes slowly is 20 ms late.
             "fetch.min.bytes": 100_000,
             "fetch.wait.max.ms": 20,
             "fetch.error.backoff.ms": 100,
